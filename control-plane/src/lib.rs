@@ -1,0 +1,1 @@
+//! The control plane: configuration, credentials, the store, discovery

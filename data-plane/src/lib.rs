@@ -1,0 +1,1 @@
+//! A data-plane node: verifies, authorises, routes, proxies

@@ -1,0 +1,1 @@
+//! Adapters to the stores that ScaiVault fronts

@@ -1,0 +1,1 @@
+//! The delta protocol between the planes

@@ -1,0 +1,106 @@
+//! Rows of the audit trail: who did what, when, and how it ended. Never a value.
+
+use serde::{Deserialize, Serialize};
+
+use crate::tenant::TenantId;
+use crate::time::Timestamp;
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Action {
+    /// A secret's value was read.
+    #[serde(rename = "secret.read")]
+    SecretRead,
+    /// Paths were listed.
+    #[serde(rename = "secret.list")]
+    SecretList,
+    /// The versions of a secret were listed.
+    #[serde(rename = "secret.versions")]
+    SecretVersions,
+    /// A secret was written.
+    #[serde(rename = "secret.write")]
+    SecretWrite,
+    /// A secret was deleted.
+    #[serde(rename = "secret.delete")]
+    SecretDelete,
+    /// A backend was created, changed or deleted.
+    #[serde(rename = "backend.write")]
+    BackendWrite,
+    /// A policy was created, changed or deleted.
+    #[serde(rename = "policy.write")]
+    PolicyWrite,
+    /// A token was created, renewed or revoked.
+    #[serde(rename = "token.write")]
+    TokenWrite,
+    /// A tenant was created or deleted.
+    #[serde(rename = "tenant.write")]
+    TenantWrite,
+    /// A node was invited, enrolled or removed.
+    #[serde(rename = "node.write")]
+    NodeWrite,
+    /// The control plane logged in to a backend.
+    #[serde(rename = "backend.login")]
+    BackendLogin,
+}
+
+impl Action {
+    /// The name in the API and in the rows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Action::SecretRead => "secret.read",
+            Action::SecretList => "secret.list",
+            Action::SecretVersions => "secret.versions",
+            Action::SecretWrite => "secret.write",
+            Action::SecretDelete => "secret.delete",
+            Action::BackendWrite => "backend.write",
+            Action::PolicyWrite => "policy.write",
+            Action::TokenWrite => "token.write",
+            Action::TenantWrite => "tenant.write",
+            Action::NodeWrite => "node.write",
+            Action::BackendLogin => "backend.login",
+        }
+    }
+}
+
+/// One row. Optional fields are left out of the stored form when they do not apply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRow {
+    /// When the outcome was known.
+    pub time: Timestamp,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Who did it: the token's subject, or `control-plane` for what it does by itself.
+    pub principal: String,
+    /// The token's accessor.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub accessor: String,
+    /// What was done.
+    pub action: Action,
+    /// The secret's path, or the name of what was changed.
+    pub path: String,
+    /// The backend that served it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// The name there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_name: Option<String>,
+    /// Our version, if one was read or written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// The version there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_version: Option<String>,
+    /// `proxy` or `local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// `ok`, or the code of the refusal.
+    pub outcome: String,
+    /// How long it took, in microseconds.
+    pub latency_us: u64,
+    /// The request's id, as the caller was told it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub request_id: String,
+    /// The trace's id (W3C, 32 hex digits), if the request was traced.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub trace_id: String,
+}

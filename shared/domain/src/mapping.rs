@@ -1,0 +1,309 @@
+//! Path mappings: ordered rules between secret paths and names in a remote store. The first match wins.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Reason};
+use crate::path::{Folder, PathFault, SecretPath};
+use crate::pattern::{Pattern, Template};
+
+/// Most rules of one mapping.
+pub const MAX_RULES: usize = 64;
+
+/// A name in a remote store, as its template spells it: segments joined by `/`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RemoteName(String);
+
+impl RemoteName {
+    /// Takes a name as the store spells it.
+    pub fn new(name: impl Into<String>) -> Self {
+        RemoteName(name.into())
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The segments in order.
+    pub fn segments(&self) -> impl Iterator<Item = &str> + Clone {
+        self.0.split('/')
+    }
+}
+
+/// One `pattern -> template` of a mapping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// Which secret paths the rule owns.
+    pub pattern: Pattern,
+    /// The name of such a path in the remote store.
+    pub template: Template,
+}
+
+/// Why a remote name has no secret path here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Skip {
+    /// A segment of the name cannot stand in a secret path.
+    Charset,
+    /// The path would be too long.
+    TooLong,
+    /// No template makes this name.
+    NoRule,
+    /// An earlier rule owns the path that this rule would give the name.
+    ShadowedByRule,
+    /// The path does not map back to the name.
+    RoundTrip,
+}
+
+/// How the children of a folder of secret paths are found in the remote store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// All names below this remote folder that matter are direct children of it, or lie below them.
+    Level(RemoteName),
+    /// Names at any depth below this remote folder (`None`: the whole store) have to be walked.
+    Walk(Option<RemoteName>),
+}
+
+/// The ordered rules of one backend; never empty, patterns unique.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Rule>", into = "Vec<Rule>")]
+pub struct PathMapping(Vec<Rule>);
+
+impl TryFrom<Vec<Rule>> for PathMapping {
+    type Error = Error;
+
+    fn try_from(rules: Vec<Rule>) -> Result<Self, Error> {
+        let invalid = |index: usize, detail: String| {
+            Error::field(Reason::InvalidMapping, format!("/path_mapping/{index}"), detail)
+        };
+        if rules.is_empty() {
+            return Err(Error::field(Reason::InvalidMapping, "/path_mapping", "needs at least one rule"));
+        }
+        if rules.len() > MAX_RULES {
+            return Err(Error::field(Reason::InvalidMapping, "/path_mapping", "has more than 64 rules"));
+        }
+        for (index, rule) in rules.iter().enumerate() {
+            if !rule.template.fits(&rule.pattern) {
+                let detail = format!(
+                    "pattern `{}` and template `{}` must carry the same wildcards in the same order",
+                    rule.pattern, rule.template
+                );
+                return Err(invalid(index, detail));
+            }
+            if rules[..index].iter().any(|earlier| earlier.pattern == rule.pattern) {
+                return Err(invalid(index, format!("pattern `{}` stands twice", rule.pattern)));
+            }
+        }
+        Ok(PathMapping(rules))
+    }
+}
+
+impl From<PathMapping> for Vec<Rule> {
+    fn from(mapping: PathMapping) -> Self {
+        mapping.0
+    }
+}
+
+impl PathMapping {
+    /// Parses `(pattern, template)` pairs in their order.
+    ///
+    /// # Errors
+    /// `invalid_mapping`, naming the rule.
+    pub fn parse<P: AsRef<str>, T: AsRef<str>>(
+        pairs: impl IntoIterator<Item = (P, T)>,
+    ) -> Result<Self, Error> {
+        let mut rules = Vec::new();
+        for (index, (pattern, template)) in pairs.into_iter().enumerate() {
+            let (pattern, template) = (pattern.as_ref(), template.as_ref());
+            let invalid = |what: &str, text: &str, fault: &str| {
+                let shown: String = text.chars().take(80).collect();
+                let detail = format!("the {what} {shown:?} {fault}");
+                Error::field(Reason::InvalidMapping, format!("/path_mapping/{index}"), detail)
+            };
+            rules.push(Rule {
+                pattern: Pattern::parse(pattern).map_err(|fault| invalid("pattern", pattern, fault))?,
+                template: Template::parse(template).map_err(|fault| invalid("template", template, fault))?,
+            });
+        }
+        PathMapping::try_from(rules)
+    }
+
+    /// The rules in order.
+    pub fn rules(&self) -> &[Rule] {
+        &self.0
+    }
+
+    /// The first rule that owns `path`, and the remote name it gives.
+    pub fn forward(&self, path: &SecretPath) -> Option<(usize, RemoteName)> {
+        let segments: Vec<_> = path.segments().collect();
+        self.0.iter().enumerate().find_map(|(index, rule)| {
+            let captures = rule.pattern.captures(&segments)?;
+            Some((index, RemoteName(rule.template.fill(&captures))))
+        })
+    }
+
+    /// Every secret path of a remote name: one for each rule whose template makes it, unless skipped.
+    ///
+    /// A path is given only if it maps forward to the same rule and the same name.
+    pub fn reverse(&self, name: &RemoteName) -> Vec<Result<SecretPath, Skip>> {
+        let segments: Vec<_> = name.segments().collect();
+        let mut paths = Vec::new();
+        for (index, rule) in self.0.iter().enumerate() {
+            let Some(captures) = rule.template.captures(&segments) else { continue };
+            let path = SecretPath::check(&rule.pattern.fill(&captures)).map_err(|fault| match fault {
+                PathFault::Charset => Skip::Charset,
+                PathFault::TooLong => Skip::TooLong,
+            });
+            paths.push(path.and_then(|path| match self.forward(&path) {
+                Some((owner, _)) if owner != index => Err(Skip::ShadowedByRule),
+                Some((_, there)) if there == *name => Ok(path),
+                _ => Err(Skip::RoundTrip),
+            }));
+        }
+        if paths.is_empty() {
+            paths.push(Err(Skip::NoRule));
+        }
+        paths
+    }
+
+    /// Whether some path could belong to both mappings; the first such pair of patterns.
+    pub fn overlap<'a>(&'a self, other: &'a PathMapping) -> Option<(&'a Pattern, &'a Pattern)> {
+        self.0.iter().find_map(|mine| {
+            let theirs = other.0.iter().find(|theirs| mine.pattern.intersects(&theirs.pattern))?;
+            Some((&mine.pattern, &theirs.pattern))
+        })
+    }
+
+    /// Where to look in the remote store for the children of `folder`, for each rule that reaches it.
+    pub fn listings(&self, folder: &Folder) -> Vec<Listing> {
+        let mut listings: Vec<Listing> = Vec::new();
+        for rule in &self.0 {
+            if !rule.pattern.reaches_below(folder.segments()) {
+                continue;
+            }
+            let listing = rule.listing(folder);
+            if !listings.contains(&listing) {
+                listings.push(listing);
+            }
+        }
+        listings
+    }
+}
+
+impl Rule {
+    fn listing(&self, folder: &Folder) -> Listing {
+        // With nothing but a trailing `**` behind the literals, a folder here is a folder there.
+        let prefix: Vec<_> = self.pattern.literal_prefix().collect();
+        let trailing = self.pattern.as_str() == [&prefix[..], &["**"]].concat().join("/");
+        let folder: Vec<_> = folder.segments().collect();
+        let root: Vec<_> = self.template.literal_prefix().collect();
+        if trailing && self.template.as_str().ends_with("**") && folder.starts_with(&prefix) {
+            let level = [&root[..], &folder[prefix.len()..]].concat();
+            if !level.is_empty() {
+                return Listing::Level(RemoteName(level.join("/")));
+            }
+        }
+        Listing::Walk((!root.is_empty()).then(|| RemoteName(root.join("/"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::pattern::tests::{paths, patterns};
+
+    fn mapping(pairs: &[(&str, &str)]) -> PathMapping {
+        PathMapping::parse(pairs.iter().copied()).expect("a valid mapping")
+    }
+
+    fn path(text: &str) -> SecretPath {
+        SecretPath::check(text).expect("a valid path")
+    }
+
+    #[test]
+    fn first_matching_rule_wins() {
+        let mapping = mapping(&[
+            ("e/apps/special", "kv/data/other"),
+            ("e/apps/*", "kv/data/a/*"),
+            ("e/**", "kv/data/**"),
+        ]);
+        assert_eq!(mapping.forward(&path("e/apps/special")), Some((0, RemoteName::new("kv/data/other"))));
+        assert_eq!(mapping.forward(&path("e/apps/x")), Some((1, RemoteName::new("kv/data/a/x"))));
+        assert_eq!(mapping.forward(&path("e/x/y/z")), Some((2, RemoteName::new("kv/data/x/y/z"))));
+        assert_eq!(mapping.forward(&path("other")), None);
+    }
+
+    #[test]
+    fn a_name_that_another_rule_owns_is_skipped() {
+        let mapping = mapping(&[("e/apps/*", "kv/a/*"), ("e/**", "kv/**")]);
+        assert_eq!(mapping.reverse(&RemoteName::new("kv/apps/x")), [Err(Skip::ShadowedByRule)]);
+        assert_eq!(mapping.reverse(&RemoteName::new("kv/a/x")), [Ok(path("e/apps/x")), Ok(path("e/a/x"))]);
+        assert_eq!(mapping.reverse(&RemoteName::new("kv/sp ace")), [Err(Skip::Charset)]);
+        assert_eq!(mapping.reverse(&RemoteName::new("other")), [Err(Skip::NoRule)]);
+    }
+
+    #[test]
+    fn bad_rules_are_refused_and_named() {
+        let refused =
+            |pairs: &[(&str, &str)]| PathMapping::parse(pairs.iter().copied()).expect_err("refused");
+        for (pairs, pointer) in [
+            (&[][..], "/path_mapping"),
+            (&[("a/**", "b/*")][..], "/path_mapping/0"),
+            (&[("a/*/**", "b/**/*")][..], "/path_mapping/0"),
+            (&[("a", "b"), ("a", "c")][..], "/path_mapping/1"),
+            (&[("a b", "c")][..], "/path_mapping/0"),
+            (&[("a/**", "kv/../**")][..], "/path_mapping/0"),
+        ] {
+            let error = refused(pairs);
+            assert_eq!(
+                (error.reason, &*error.violations[0].pointer),
+                (Reason::InvalidMapping, pointer),
+                "{pairs:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_folder_is_listed_one_level_where_the_rule_allows_it() {
+        let plain = mapping(&[("e/h/**", "kv/data/**")]);
+        let level = |name: &str| Listing::Level(RemoteName::new(name));
+        let folder = |text: &str| Folder::parse(text).expect("a folder");
+        assert_eq!(plain.listings(&folder("e/h")), [level("kv/data")]);
+        assert_eq!(plain.listings(&folder("e/h/app")), [level("kv/data/app")]);
+        assert_eq!(plain.listings(&folder("e")), [Listing::Walk(Some(RemoteName::new("kv/data")))]);
+        assert_eq!(plain.listings(&folder("x")), []);
+        assert_eq!(
+            mapping(&[("e/*/db", "kv/*/db")]).listings(&folder("e")),
+            [Listing::Walk(Some(RemoteName::new("kv")))]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_maps_forward_maps_back(patterns in proptest::collection::vec(patterns(), 1..4), path in paths()) {
+            let pairs = patterns.iter().enumerate().map(|(i, p)| (p.as_str(), format!("kv/r{i}/{p}")));
+            let Ok(mapping) = PathMapping::parse(pairs) else { return Ok(()) };
+            if let Some((_, name)) = mapping.forward(&path) {
+                prop_assert!(mapping.reverse(&name).contains(&Ok(path)));
+            }
+        }
+
+        #[test]
+        fn what_maps_back_maps_forward(patterns in proptest::collection::vec(patterns(), 1..4), name in paths()) {
+            let Ok(mapping) = PathMapping::parse(patterns.iter().map(|p| (p.as_str(), p.as_str()))) else { return Ok(()) };
+            let name = RemoteName::new(name.as_str());
+            for path in mapping.reverse(&name).into_iter().flatten() {
+                prop_assert_eq!(mapping.forward(&path).map(|(_, there)| there), Some(name.clone()));
+            }
+        }
+
+        #[test]
+        fn disjoint_mappings_never_share_a_path(a in patterns(), b in patterns(), path in paths()) {
+            let (a, b) = (mapping(&[(a.as_str(), a.as_str())]), mapping(&[(b.as_str(), b.as_str())]));
+            if a.overlap(&b).is_none() {
+                prop_assert!(a.forward(&path).is_none() || b.forward(&path).is_none());
+            }
+        }
+    }
+}

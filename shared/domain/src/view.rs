@@ -1,0 +1,166 @@
+//! What a node knows of a tenant's configuration, and the route of a path.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{BackendId, Mode, Target};
+use crate::mapping::{PathMapping, RemoteName};
+use crate::path::SecretPath;
+use crate::tenant::{BackendName, TenantId};
+
+/// The number of a tenant's committed configuration.
+pub type Generation = u64;
+
+/// One backend as a node knows it: no login, no credential path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendView {
+    /// The backend's id.
+    pub id: BackendId,
+    /// Its name, for people.
+    pub name: BackendName,
+    /// Where the store is.
+    pub target: Target,
+    /// Which paths it owns.
+    pub mapping: PathMapping,
+    /// How reads are served.
+    pub mode: Mode,
+    /// Whether reads are served at all.
+    pub enabled: bool,
+    /// The deadline of a proxied read.
+    pub timeout: Duration,
+}
+
+/// One whole generation of a tenant's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantView {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Which one.
+    pub generation: Generation,
+    /// Every backend.
+    pub backends: Vec<BackendView>,
+}
+
+/// What a path resolves to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// ScaiVault's own store.
+    Local,
+    /// A name in a backend.
+    Remote {
+        /// The backend that owns the path.
+        backend: Arc<BackendView>,
+        /// The name there.
+        name: RemoteName,
+    },
+}
+
+/// The backends of one tenant, indexed by the literal beginnings of their patterns.
+///
+/// Routing costs one hash lookup per segment of the path, however many backends the tenant has.
+#[derive(Clone, Debug, Default)]
+pub struct MountTable {
+    backends: Vec<Arc<BackendView>>,
+    by_prefix: HashMap<String, Vec<u32>>,
+}
+
+impl MountTable {
+    /// Builds the table. Overlaps between backends were refused when they were configured.
+    pub fn new(backends: impl IntoIterator<Item = BackendView>) -> Self {
+        let mut table = MountTable::default();
+        for backend in backends {
+            let index = u32::try_from(table.backends.len()).expect("fewer backends than u32::MAX");
+            for rule in backend.mapping.rules() {
+                let prefix = rule.pattern.literal_prefix().collect::<Vec<_>>().join("/");
+                let slot = table.by_prefix.entry(prefix).or_default();
+                if slot.last() != Some(&index) {
+                    slot.push(index);
+                }
+            }
+            table.backends.push(Arc::new(backend));
+        }
+        table
+    }
+
+    /// Where `path` lives.
+    pub fn route(&self, path: &SecretPath) -> Route {
+        let text = path.as_str();
+        // Longest beginning first: most tables have one mount that fits, and it is the most specific.
+        let ends = std::iter::once(text.len()).chain(text.rmatch_indices('/').map(|(at, _)| at)).chain([0]);
+        for end in ends {
+            for index in self.by_prefix.get(&text[..end]).into_iter().flatten() {
+                let backend = &self.backends[*index as usize];
+                if let Some((_, name)) = backend.mapping.forward(path) {
+                    return Route::Remote { backend: backend.clone(), name };
+                }
+            }
+        }
+        Route::Local
+    }
+
+    /// Every backend, in the order of the view.
+    pub fn backends(&self) -> &[Arc<BackendView>] {
+        &self.backends
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::backend::{Endpoint, VaultTarget};
+    use crate::pattern::tests::{paths, patterns};
+
+    fn backend(number: u8, pairs: &[(&str, &str)]) -> BackendView {
+        BackendView {
+            id: BackendId::from_random([number; 10]),
+            name: BackendName::parse(&format!("b{number}")).unwrap(),
+            target: Target::HashicorpVault(VaultTarget {
+                endpoint: Endpoint::parse("https://vault").unwrap(),
+                namespace: None,
+                ca_cert: None,
+                tls_verify: true,
+                kv: None,
+            }),
+            mapping: PathMapping::parse(pairs.iter().copied()).unwrap(),
+            mode: Mode::Proxy,
+            enabled: true,
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    #[test]
+    fn a_path_goes_to_the_backend_that_owns_it() {
+        let table = MountTable::new([
+            backend(1, &[("external/a/**", "kv/**")]),
+            backend(2, &[("external/b/x", "kv/x"), ("*/c", "kv/*")]),
+        ]);
+        let owner = |text: &str| match table.route(&SecretPath::check(text).unwrap()) {
+            Route::Local => String::new(),
+            Route::Remote { backend, name } => format!("{} {}", backend.name, name.as_str()),
+        };
+        assert_eq!(owner("external/a/x/y"), "b1 kv/x/y");
+        assert_eq!(owner("external/a"), "");
+        assert_eq!(owner("external/b/x"), "b2 kv/x");
+        assert_eq!(owner("z/c"), "b2 kv/z");
+        assert_eq!(owner("z/d"), "");
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_routes_as_a_plain_search_does(rules in proptest::collection::vec(patterns(), 1..4), path in paths()) {
+            let pairs: Vec<_> = rules.iter().map(|p| (p.as_str(), p.as_str())).collect();
+            let Ok(mapping) = PathMapping::parse(pairs.clone()) else { return Ok(()) };
+            let expected = mapping.forward(&path).map(|(_, name)| name);
+            let found = match MountTable::new([backend(1, &pairs)]).route(&path) {
+                Route::Local => None,
+                Route::Remote { name, .. } => Some(name),
+            };
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

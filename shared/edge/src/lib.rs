@@ -1,0 +1,1 @@
+//! The front that both planes serve: REST, gRPC, errors, authentication, limits, TLS

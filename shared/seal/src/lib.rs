@@ -1,0 +1,1 @@
+//! Envelope encryption: sealed records, tenant keys, key sources

@@ -1,0 +1,1 @@
+//! Tracing, metrics, redaction and field names

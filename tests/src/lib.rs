@@ -1,0 +1,1 @@
+//! The testbed: real servers, planes as processes, faults; the demo and the bench

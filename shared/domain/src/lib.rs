@@ -7,6 +7,7 @@ pub mod audit;
 pub mod backend;
 pub mod error;
 pub mod event;
+pub mod lease;
 pub mod mapping;
 pub mod path;
 pub mod pattern;

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = tonic_prost_build::Config::new();
     config
         .skip_debug(SECRET)
-        .bytes(["scaivault.discovery.v1.ShipSegmentRequest.segment", "scaivault.secrets.v1"]);
+        .bytes([".scaivault.discovery.v1.ShipSegmentRequest.segment", ".scaivault.secrets.v1"]);
     tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     println!("cargo::rerun-if-changed=scaivault");
     Ok(())

@@ -2,8 +2,6 @@
 //!
 //! Messages that carry a value or a credential have a `Debug` that shows neither.
 
-#![allow(missing_docs, unreachable_pub, reason = "generated code")]
-
 /// Secrets: public.
 pub mod secrets {
     pub mod v1 {

@@ -1,2 +1,3 @@
-//! The repository's own commands.
-fn main() {}
+//! What the product promises, tried with real servers and real processes. One module per kind of promise.
+
+mod servers;

@@ -12,6 +12,7 @@ use crate::path::{Folder, SecretPath};
 use crate::pattern::Pattern;
 use crate::tenant::{PolicyName, TenantId};
 use crate::time::Timestamp;
+use crate::token::TokenHash;
 
 /// Which part of the API a token may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -151,10 +152,12 @@ pub fn root_rules() -> Vec<PolicyRule> {
 }
 
 /// An authenticated principal with everything needed to decide what it may do. Nodes hold it as a *grant*.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// Where everything the caller touches lives.
     pub tenant: TenantId,
+    /// The hash of its token, if it came with one.
+    pub token: Option<TokenHash>,
     /// Who it is, e.g. `ci-deployer`.
     pub subject: String,
     /// A name for the token that is not the token.
@@ -341,6 +344,7 @@ mod tests {
         });
         Arc::new(Caller {
             tenant: TenantId::parse("t").unwrap(),
+            token: None,
             subject: "s".into(),
             accessor: "a".into(),
             scopes: vec![Scope::SecretsRead],

@@ -1,7 +1,11 @@
 //! Rows of the audit trail: who did what, when, and how it ended. Never a value.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 
+use crate::access::Caller;
+use crate::error::Error;
 use crate::tenant::TenantId;
 use crate::time::Timestamp;
 
@@ -103,4 +107,74 @@ pub struct AuditRow {
     /// The trace's id (W3C, 32 hex digits), if the request was traced.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub trace_id: String,
+}
+
+/// What a row knows of the request behind it.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The request's id, as the caller is told it.
+    pub request_id: String,
+    /// The trace's id, empty if the request is not traced.
+    pub trace_id: String,
+    /// When the request came in.
+    pub started: Instant,
+}
+
+impl AuditRow {
+    /// A row of `caller`'s doing `action` to `path`, at `time`, so far successful.
+    pub fn new(caller: &Caller, origin: &Origin, action: Action, path: impl Into<String>, time: Timestamp) -> Self {
+        AuditRow {
+            time,
+            tenant: caller.tenant.clone(),
+            principal: caller.subject.clone(),
+            accessor: caller.accessor.clone(),
+            action,
+            path: path.into(),
+            backend: None,
+            remote_name: None,
+            version: None,
+            remote_version: None,
+            source: None,
+            outcome: OK.into(),
+            latency_us: micros(origin.started),
+            request_id: origin.request_id.clone(),
+            trace_id: origin.trace_id.clone(),
+        }
+    }
+
+    /// The row of what the control plane did by itself for `tenant`.
+    pub fn of_control_plane(tenant: TenantId, action: Action, path: impl Into<String>, time: Timestamp) -> Self {
+        AuditRow {
+            time,
+            tenant,
+            principal: "control-plane".into(),
+            accessor: String::new(),
+            action,
+            path: path.into(),
+            backend: None,
+            remote_name: None,
+            version: None,
+            remote_version: None,
+            source: None,
+            outcome: OK.into(),
+            latency_us: 0,
+            request_id: String::new(),
+            trace_id: String::new(),
+        }
+    }
+
+    /// The same row with the outcome and the time it took.
+    #[must_use]
+    pub fn ended<T>(mut self, origin: &Origin, outcome: &Result<T, Error>) -> Self {
+        self.outcome = outcome.as_ref().map_or_else(|error| error.reason.code(), |_| OK).into();
+        self.latency_us = micros(origin.started);
+        self
+    }
+}
+
+/// The outcome of what succeeded.
+pub const OK: &str = "ok";
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

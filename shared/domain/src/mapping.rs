@@ -9,24 +9,57 @@ use crate::pattern::{Pattern, Template};
 /// Most rules of one mapping.
 pub const MAX_RULES: usize = 64;
 
-/// A name in a remote store, as its template spells it: segments joined by `/`.
+/// A name in a remote store, as its template spells it: segments joined by `/`, the first few of them literal.
+///
+/// The same text can name two things: stores give some literal segments a meaning (Vault's `data` behind a mount) that
+/// the same segment does not have where it was captured. So the split is part of the name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct RemoteName(String);
+pub struct RemoteName {
+    text: String,
+    literal: usize,
+}
 
 impl RemoteName {
-    /// Takes a name as the store spells it.
-    pub fn new(name: impl Into<String>) -> Self {
-        RemoteName(name.into())
+    /// A name that somebody wrote out whole: every segment is literal.
+    pub fn new(text: impl Into<String>) -> Self {
+        let text = text.into();
+        let literal = text.split('/').count();
+        RemoteName { text, literal }
+    }
+
+    /// A name of which only the first `literal` segments stand in the template.
+    pub fn with_literal(text: impl Into<String>, literal: usize) -> Self {
+        RemoteName { text: text.into(), literal }
+    }
+
+    /// The name of `child` in this folder, as a listing found it.
+    #[must_use]
+    pub fn child(&self, child: &str) -> Self {
+        RemoteName { text: format!("{}/{child}", self.text), literal: self.literal }
     }
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// The segments in order.
     pub fn segments(&self) -> impl Iterator<Item = &str> + Clone {
-        self.0.split('/')
+        self.text.split('/')
+    }
+
+    /// How many segments at the beginning stand in the template.
+    pub fn literal(&self) -> usize {
+        self.literal
+    }
+
+    /// Whether a template with this many literal segments at its beginning spells the name.
+    ///
+    /// A difference in the count matters only if it makes one of Vault's infixes literal for one and captured for the
+    /// other.
+    fn spelled_by(&self, literal: usize) -> bool {
+        let (fewer, more) = (self.literal.min(literal), self.literal.max(literal));
+        !self.segments().take(more).skip(fewer).any(|segment| matches!(segment, "data" | "metadata"))
     }
 }
 
@@ -57,6 +90,8 @@ pub enum Skip {
 /// How the children of a folder of secret paths are found in the remote store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listing {
+    /// The rule puts one folder there, of this whole name ending in `/`; nobody has to be asked.
+    Folder(String),
     /// All names below this remote folder that matter are direct children of it, or lie below them.
     Level(RemoteName),
     /// Names at any depth below this remote folder (`None`: the whole store) have to be walked.
@@ -137,7 +172,8 @@ impl PathMapping {
         let segments: Vec<_> = path.segments().collect();
         self.0.iter().enumerate().find_map(|(index, rule)| {
             let captures = rule.pattern.captures(&segments)?;
-            Some((index, RemoteName(rule.template.fill(&captures))))
+            let literal = rule.template.literal_prefix().count();
+            Some((index, RemoteName { text: rule.template.fill(&captures), literal }))
         })
     }
 
@@ -149,13 +185,16 @@ impl PathMapping {
         let mut paths = Vec::new();
         for (index, rule) in self.0.iter().enumerate() {
             let Some(captures) = rule.template.captures(&segments) else { continue };
+            if !name.spelled_by(rule.template.literal_prefix().count()) {
+                continue;
+            }
             let path = SecretPath::check(&rule.pattern.fill(&captures)).map_err(|fault| match fault {
                 PathFault::Charset => Skip::Charset,
                 PathFault::TooLong => Skip::TooLong,
             });
             paths.push(path.and_then(|path| match self.forward(&path) {
                 Some((owner, _)) if owner != index => Err(Skip::ShadowedByRule),
-                Some((_, there)) if there == *name => Ok(path),
+                Some((_, there)) if there.text == name.text => Ok(path),
                 _ => Err(Skip::RoundTrip),
             }));
         }
@@ -195,14 +234,24 @@ impl Rule {
         let prefix: Vec<_> = self.pattern.literal_prefix().collect();
         let trailing = self.pattern.as_str() == [&prefix[..], &["**"]].concat().join("/");
         let folder: Vec<_> = folder.segments().collect();
+        let below = usize::from(self.pattern.is_literal());
+        if prefix.len() > folder.len() + below && prefix.starts_with(&folder) {
+            return Listing::Folder(format!("{}/", prefix[..=folder.len()].join("/")));
+        }
         let root: Vec<_> = self.template.literal_prefix().collect();
+        if self.pattern.is_literal()
+            && let [parent @ .., _] = &root[..]
+            && !parent.is_empty()
+        {
+            return Listing::Level(RemoteName { text: parent.join("/"), literal: root.len() });
+        }
         if trailing && self.template.as_str().ends_with("**") && folder.starts_with(&prefix) {
             let level = [&root[..], &folder[prefix.len()..]].concat();
             if !level.is_empty() {
-                return Listing::Level(RemoteName(level.join("/")));
+                return Listing::Level(RemoteName { text: level.join("/"), literal: root.len() });
             }
         }
-        Listing::Walk((!root.is_empty()).then(|| RemoteName(root.join("/"))))
+        Listing::Walk((!root.is_empty()).then(|| RemoteName::new(root.join("/"))))
     }
 }
 
@@ -228,9 +277,10 @@ mod tests {
             ("e/apps/*", "kv/data/a/*"),
             ("e/**", "kv/data/**"),
         ]);
-        assert_eq!(mapping.forward(&path("e/apps/special")), Some((0, RemoteName::new("kv/data/other"))));
-        assert_eq!(mapping.forward(&path("e/apps/x")), Some((1, RemoteName::new("kv/data/a/x"))));
-        assert_eq!(mapping.forward(&path("e/x/y/z")), Some((2, RemoteName::new("kv/data/x/y/z"))));
+        let name = |text: &str, literal| RemoteName::with_literal(text, literal);
+        assert_eq!(mapping.forward(&path("e/apps/special")), Some((0, name("kv/data/other", 3))));
+        assert_eq!(mapping.forward(&path("e/apps/x")), Some((1, name("kv/data/a/x", 3))));
+        assert_eq!(mapping.forward(&path("e/x/y/z")), Some((2, name("kv/data/x/y/z", 2))));
         assert_eq!(mapping.forward(&path("other")), None);
     }
 
@@ -241,6 +291,15 @@ mod tests {
         assert_eq!(mapping.reverse(&RemoteName::new("kv/a/x")), [Ok(path("e/apps/x")), Ok(path("e/a/x"))]);
         assert_eq!(mapping.reverse(&RemoteName::new("kv/sp ace")), [Err(Skip::Charset)]);
         assert_eq!(mapping.reverse(&RemoteName::new("other")), [Err(Skip::NoRule)]);
+    }
+
+    #[test]
+    fn a_captured_infix_is_no_literal_one() {
+        let mapping = mapping(&[("e/a/**", "kv/data/**"), ("e/b/**", "kv/**"), ("e/c/*", "kv/apps/*")]);
+        let paths = |text: &str, literal| mapping.reverse(&RemoteName::with_literal(text, literal));
+        assert_eq!(paths("kv/data/x", 2), [Ok(path("e/a/x"))]);
+        assert_eq!(paths("kv/data/x", 1), [Ok(path("e/b/data/x"))]);
+        assert_eq!(paths("kv/apps/x", 1), [Ok(path("e/b/apps/x")), Ok(path("e/c/x"))]);
     }
 
     #[test]
@@ -267,16 +326,17 @@ mod tests {
     #[test]
     fn a_folder_is_listed_one_level_where_the_rule_allows_it() {
         let plain = mapping(&[("e/h/**", "kv/data/**")]);
-        let level = |name: &str| Listing::Level(RemoteName::new(name));
+        let level = |name: &str| Listing::Level(RemoteName::with_literal(name, 2));
         let folder = |text: &str| Folder::parse(text).expect("a folder");
         assert_eq!(plain.listings(&folder("e/h")), [level("kv/data")]);
         assert_eq!(plain.listings(&folder("e/h/app")), [level("kv/data/app")]);
-        assert_eq!(plain.listings(&folder("e")), [Listing::Walk(Some(RemoteName::new("kv/data")))]);
+        assert_eq!(plain.listings(&folder("e")), [Listing::Folder("e/h/".into())]);
+        assert_eq!(plain.listings(&folder("")), [Listing::Folder("e/".into())]);
         assert_eq!(plain.listings(&folder("x")), []);
-        assert_eq!(
-            mapping(&[("e/*/db", "kv/*/db")]).listings(&folder("e")),
-            [Listing::Walk(Some(RemoteName::new("kv")))]
-        );
+        let walk = |name: &str| Listing::Walk(Some(RemoteName::new(name)));
+        assert_eq!(mapping(&[("e/*/db", "kv/*/db")]).listings(&folder("e")), [walk("kv")]);
+        assert_eq!(mapping(&[("e/x/db", "kv/y")]).listings(&folder("e")), [Listing::Folder("e/x/".into())]);
+        assert_eq!(mapping(&[("e/x/db", "kv/y")]).listings(&folder("e/x")), [level("kv")]);
     }
 
     proptest! {
@@ -294,7 +354,8 @@ mod tests {
             let Ok(mapping) = PathMapping::parse(patterns.iter().map(|p| (p.as_str(), p.as_str()))) else { return Ok(()) };
             let name = RemoteName::new(name.as_str());
             for path in mapping.reverse(&name).into_iter().flatten() {
-                prop_assert_eq!(mapping.forward(&path).map(|(_, there)| there), Some(name.clone()));
+                let there = mapping.forward(&path).map(|(_, there)| there.text);
+                prop_assert_eq!(there.as_deref(), Some(name.as_str()));
             }
         }
 

@@ -26,6 +26,16 @@ impl TokenHash {
         &self.0
     }
 
+    /// Takes a hash from a message.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(TokenHash)
+    }
+
+    /// Reads what [`to_text`](Self::to_text) wrote.
+    pub fn from_text(text: &str) -> Option<Self> {
+        TokenHash::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?)
+    }
+
     /// The hash in URL-safe base64, for keys.
     pub fn to_text(self) -> String {
         URL_SAFE_NO_PAD.encode(self.0)

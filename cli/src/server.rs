@@ -1,0 +1,82 @@
+//! Commands that serve: each plane by itself, both in one process, and the first start of an installation.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use scaivault::dev;
+use secrecy::ExposeSecret as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::failure::Failure;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run both planes in this process, with an embedded store and a random operator token. For trying out.
+    Dev(dev::Options),
+    /// Run the control plane.
+    ControlPlane(Box<scaivault_control_plane::config::Options>),
+    /// Run a data-plane node.
+    DataPlane(Box<scaivault_data_plane::config::Options>),
+    /// Look after an installation.
+    #[command(subcommand)]
+    Operator(Operator),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Operator {
+    /// Make an installation: root key file (if there is none), certificate authority, first tenant and operator token.
+    Init {
+        #[command(flatten)]
+        options: Box<scaivault_control_plane::config::Options>,
+        /// Write the operator token here, mode 0600, instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// Leave an existing installation as it is, and succeed.
+        #[arg(long)]
+        if_needed: bool,
+    },
+}
+
+pub(crate) fn run(command: Command, out: &mut dyn Write) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::usage(format!("no runtime: {error}"), "free file descriptors or memory"))?;
+    let outcome = runtime.block_on(async {
+        match command {
+            Command::Dev(options) => dev(options, out).await,
+            Command::ControlPlane(options) => scaivault_control_plane::run::run(*options).await,
+            Command::DataPlane(options) => scaivault_data_plane::run::run(*options).await,
+            Command::Operator(Operator::Init { options, token_file, if_needed }) => {
+                if let Some(token) = scaivault_control_plane::run::init(*options, token_file, if_needed).await? {
+                    writeln!(out, "{}", token.expose_secret())?;
+                }
+                Ok(())
+            }
+        }
+    });
+    outcome.map_err(|error| Failure::server(format!("{error:#}"), "see `scaivault help` for the settings"))
+}
+
+async fn dev(options: dev::Options, out: &mut dyn Write) -> anyhow::Result<()> {
+    scaivault_telemetry::init(scaivault_telemetry::TelemetryConfig {
+        format: scaivault_telemetry::Format::Pretty,
+        filter: Some(options.log.clone()),
+    })?;
+    let running = dev::start(&options).await?;
+    writeln!(out, "ScaiVault is ready, in dev mode: plaintext on loopback.\n")?;
+    writeln!(out, "  export SCAIVAULT_ADDR=http://{}", running.node)?;
+    writeln!(out, "  export SCAIVAULT_TOKEN={}\n", running.token.expose_secret())?;
+    writeln!(out, "  scaivault put hello name=world && scaivault get hello\n")?;
+    writeln!(out, "Ctrl-C stops it.")?;
+    out.flush()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    running.stop().await;
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! `scaivault.secrets.v1` in the control plane.
+
+use std::sync::Arc;
+
+use scaivault_domain::Error;
+use scaivault_domain::access::{authorize_delete, authorize_list, authorize_read, authorize_write};
+use scaivault_domain::audit::Action;
+use scaivault_domain::path::{Folder, SecretPath};
+use scaivault_domain::secret::{SecretValue, Version};
+use scaivault_edge::error::grpc::{error, status};
+use scaivault_proto::secrets::v1::secrets_service_server::SecretsService;
+use scaivault_proto::secrets::v1::{self as pb, batch_get_result::Outcome};
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{Door, convert, uninterrupted};
+use crate::service::PageRequest;
+use crate::service::secrets::{Expected, Found, NewVersion, Secrets};
+
+/// Most paths of one batch.
+const MAX_BATCH: usize = 100;
+
+/// The service on the wire.
+#[derive(Clone, Debug)]
+pub struct SecretsApi {
+    door: Door,
+    secrets: Arc<Secrets>,
+}
+
+impl SecretsApi {
+    /// Serves `secrets`.
+    pub fn new(door: Door, secrets: Arc<Secrets>) -> Self {
+        SecretsApi { door, secrets }
+    }
+}
+
+#[async_trait]
+impl SecretsService for SecretsApi {
+    async fn get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetResponse>, Status> {
+        let (caller, context) = self.door.enter(&request).await?;
+        let message = request.into_inner();
+        let path = SecretPath::parse(&message.path).map_err(status)?;
+        let allowed = authorize_read(&caller, path);
+        let allowed = self.door.admit(&caller, &context, Action::SecretRead, &message.path, allowed).await?;
+        let version = Some(message.version).filter(|version| *version != 0);
+        let found = self.secrets.get(&allowed, &context, version).await.map_err(status)?;
+        Ok(Response::new(pb::GetResponse { secret: Some(secret(message.path, found)) }))
+    }
+
+    async fn batch_get(&self, request: Request<pb::BatchGetRequest>) -> Result<Response<pb::BatchGetResponse>, Status> {
+        // One call of `get` each, so that every path is authorised and audited on its own.
+        let (metadata, extensions, message) = request.into_parts();
+        check_batch(&message.paths).map_err(status)?;
+        let mut results = Vec::with_capacity(message.paths.len());
+        for path in message.paths {
+            let ask = pb::GetRequest { path: path.clone(), version: 0 };
+            let outcome = match self.get(Request::from_parts(metadata.clone(), extensions.clone(), ask)).await {
+                Ok(answer) => answer.into_inner().secret.map(Outcome::Secret),
+                Err(refusal) if refusal.code() == tonic::Code::Unauthenticated => return Err(refusal),
+                Err(refusal) => Some(Outcome::Error(refused(&refusal))),
+            };
+            results.push(pb::BatchGetResult { path, outcome });
+        }
+        Ok(Response::new(pb::BatchGetResponse { results }))
+    }
+
+    async fn list(&self, request: Request<pb::ListRequest>) -> Result<Response<pb::ListResponse>, Status> {
+        let (caller, context) = self.door.enter(&request).await?;
+        let message = request.into_inner();
+        let folder = Folder::parse(&message.folder).map_err(status)?;
+        let page = PageRequest::parse(message.page_size, &message.page_token).map_err(status)?;
+        let allowed = authorize_list(&caller, folder);
+        let allowed = self.door.admit(&caller, &context, Action::SecretList, &message.folder, allowed).await?;
+        let page = self.secrets.list(&allowed, &context, &page).await.map_err(status)?;
+        Ok(Response::new(pb::ListResponse { keys: page.items, next_page_token: page.next }))
+    }
+
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        let (caller, context) = self.door.enter(&request).await?;
+        let message = request.into_inner();
+        let path = SecretPath::parse(&message.path).map_err(status)?;
+        let allowed = authorize_write(&caller, path);
+        let allowed = self.door.admit(&caller, &context, Action::SecretWrite, &message.path, allowed).await?;
+        let new = NewVersion {
+            kind: convert::parse_kind(message.secret_type).map_err(status)?,
+            value: SecretValue::new(message.value.into()),
+            content_type: message.content_type,
+            metadata: message.metadata.into_iter().collect(),
+        };
+        let expected = expected(message.expected_version);
+        let secrets = self.secrets.clone();
+        uninterrupted(async move {
+            let (version, created) = secrets.put(&allowed, &context, new, expected).await.map_err(status)?;
+            Ok(Response::new(pb::PutResponse { version, create_time: Some(convert::time(created)) }))
+        })
+        .await
+    }
+
+    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::DeleteResponse>, Status> {
+        let (caller, context) = self.door.enter(&request).await?;
+        let message = request.into_inner();
+        let path = SecretPath::parse(&message.path).map_err(status)?;
+        let allowed = authorize_delete(&caller, path);
+        let allowed = self.door.admit(&caller, &context, Action::SecretDelete, &message.path, allowed).await?;
+        let expected = message.expected_version.map_or(Expected::Any, Expected::Version);
+        let secrets = self.secrets.clone();
+        uninterrupted(async move {
+            secrets.delete(&allowed, &context, expected).await.map_err(status)?;
+            Ok(Response::new(pb::DeleteResponse {}))
+        })
+        .await
+    }
+
+    async fn list_versions(
+        &self,
+        request: Request<pb::ListVersionsRequest>,
+    ) -> Result<Response<pb::ListVersionsResponse>, Status> {
+        let (caller, context) = self.door.enter(&request).await?;
+        let message = request.into_inner();
+        let path = SecretPath::parse(&message.path).map_err(status)?;
+        let allowed = authorize_read(&caller, path);
+        let allowed = self.door.admit(&caller, &context, Action::SecretVersions, &message.path, allowed).await?;
+        let lines = self.secrets.versions(&allowed, &context).await.map_err(status)?;
+        let versions = lines
+            .into_iter()
+            .map(|line| pb::SecretVersion {
+                version: line.version.unwrap_or_default(),
+                remote_version: line.remote_version,
+                state: convert::state(line.state).into(),
+                create_time: line.created.map(convert::time),
+            })
+            .collect();
+        Ok(Response::new(pb::ListVersionsResponse { versions }))
+    }
+}
+
+fn secret(path: String, found: Found) -> pb::Secret {
+    pb::Secret {
+        path,
+        version: found.version.unwrap_or_default(),
+        secret_type: convert::kind(found.kind).into(),
+        value: found.value.expose().to_vec().into(),
+        content_type: found.content_type,
+        metadata: found.metadata.into_iter().collect(),
+        state: pb::SecretState::Active.into(),
+        source: convert::source(found.source).into(),
+        remote_version: found.remote_version,
+        age: Some(prost_types::Duration::default()),
+        create_time: found.created.map(convert::time),
+    }
+}
+
+fn expected(version: Option<Version>) -> Expected {
+    match version {
+        None => Expected::Any,
+        Some(0) => Expected::Absent,
+        Some(version) => Expected::Version(version),
+    }
+}
+
+fn check_batch(paths: &[String]) -> Result<(), Error> {
+    if (1..=MAX_BATCH).contains(&paths.len()) {
+        return Ok(());
+    }
+    Err(Error::invalid("/paths", "has 1 to 100 paths"))
+}
+
+fn refused(refusal: &Status) -> pb::BatchGetError {
+    let error = error(refusal);
+    pb::BatchGetError {
+        code: refusal.code().into(),
+        reason: error.reason.code().into(),
+        message: error.message.into_owned(),
+    }
+}

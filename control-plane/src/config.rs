@@ -1,0 +1,185 @@
+//! Settings of the control plane: flag, else environment, else file, else default.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use scaivault_domain::time::parse_duration;
+use scaivault_seal::RootKey;
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// What can be set. Every name is a flag, an environment variable and a key of the file alike.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Options {
+    /// A TOML file with any of these settings
+    #[arg(long, env = "SCAIVAULT_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Where the store and the audit journal are [default: /var/lib/scaivault]
+    #[arg(long, env = "SCAIVAULT_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address of the public API [default: 127.0.0.1:8200]
+    #[arg(long, env = "SCAIVAULT_LISTEN", value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Address for nodes, mutual TLS [default: 127.0.0.1:8201]
+    #[arg(long, env = "SCAIVAULT_NODE_LISTEN", value_name = "ADDR")]
+    pub node_listen: Option<SocketAddr>,
+    /// File with the root key, mode 0600 (the key itself can come as SCAIVAULT_ROOT_KEY)
+    #[arg(long, env = "SCAIVAULT_ROOT_KEY_FILE", value_name = "FILE")]
+    pub root_key_file: Option<PathBuf>,
+    /// PEM certificate chain of the public API; read again when it changes
+    #[arg(long, env = "SCAIVAULT_TLS_CERT_FILE", value_name = "FILE")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// PEM key of the public API
+    #[arg(long, env = "SCAIVAULT_TLS_KEY_FILE", value_name = "FILE")]
+    pub tls_key_file: Option<PathBuf>,
+    /// Serve the public API without TLS beyond loopback, behind something that terminates it
+    #[arg(long, env = "SCAIVAULT_PLAINTEXT")]
+    pub plaintext: bool,
+    /// Let backends be configured with plain `http` endpoints
+    #[arg(long, env = "SCAIVAULT_ALLOW_PLAINTEXT_BACKENDS")]
+    pub allow_plaintext_backends: bool,
+    /// Let backends be configured with `tls_verify: false`
+    #[arg(long, env = "SCAIVAULT_ALLOW_UNVERIFIED_TLS")]
+    pub allow_unverified_tls: bool,
+    /// How long a backend's breaker is open before it is reported as unreachable [default: 60s]
+    #[arg(long, env = "SCAIVAULT_UNREACHABLE_AFTER", value_name = "DURATION")]
+    pub unreachable_after: Option<String>,
+    /// How old the oldest row of the audit journal may be before its file is closed and kept [default: 10s]
+    #[arg(long, env = "SCAIVAULT_AUDIT_ROTATE", value_name = "DURATION")]
+    pub audit_rotate: Option<String>,
+    /// What to log, e.g. `info,scaivault_edge=debug`
+    #[arg(long, env = "SCAIVAULT_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// Log one JSON object a line
+    #[arg(long, env = "SCAIVAULT_LOG_JSON")]
+    pub log_json: bool,
+}
+
+/// Settings, parsed.
+#[derive(Debug)]
+pub struct Config {
+    /// Where the store and the audit journal are.
+    pub data_dir: PathBuf,
+    /// Address of the public API.
+    pub listen: SocketAddr,
+    /// Address for nodes.
+    pub node_listen: SocketAddr,
+    /// Certificate chain and key of the public API.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// What configurations of backends may say.
+    pub limits: crate::service::federation::Limits,
+    /// How long a breaker is open before the backend is called unreachable.
+    pub unreachable_after: Duration,
+    /// How old the oldest row of an open journal file may be.
+    pub audit_rotate: Duration,
+}
+
+impl Options {
+    /// Reads the file, if there is one, for what neither flags nor environment say.
+    ///
+    /// # Errors
+    /// When the file cannot be read or has unknown settings.
+    pub fn with_file(self) -> anyhow::Result<Self> {
+        let Some(path) = &self.config else { return Ok(self) };
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let file: Options = toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        Ok(Options {
+            data_dir: self.data_dir.or(file.data_dir),
+            listen: self.listen.or(file.listen),
+            node_listen: self.node_listen.or(file.node_listen),
+            root_key_file: self.root_key_file.or(file.root_key_file),
+            tls_cert_file: self.tls_cert_file.or(file.tls_cert_file),
+            tls_key_file: self.tls_key_file.or(file.tls_key_file),
+            plaintext: self.plaintext || file.plaintext,
+            allow_plaintext_backends: self.allow_plaintext_backends || file.allow_plaintext_backends,
+            allow_unverified_tls: self.allow_unverified_tls || file.allow_unverified_tls,
+            unreachable_after: self.unreachable_after.or(file.unreachable_after),
+            audit_rotate: self.audit_rotate.or(file.audit_rotate),
+            log: self.log.or(file.log),
+            log_json: self.log_json || file.log_json,
+            config: self.config,
+        })
+    }
+
+    /// The directory of the store.
+    pub fn data_dir(&self) -> &Path {
+        self.data_dir.as_deref().unwrap_or(Path::new("/var/lib/scaivault"))
+    }
+
+    /// The root key, from its file or from `SCAIVAULT_ROOT_KEY`.
+    ///
+    /// # Errors
+    /// When there is none, or it is not a key.
+    pub fn root_key(&self, from_environment: Option<SecretString>) -> anyhow::Result<RootKey> {
+        match (&self.root_key_file, from_environment) {
+            (Some(path), _) => Ok(RootKey::from_file(path)?),
+            (None, Some(text)) => {
+                tracing::warn!("the root key comes from the environment, which other processes may read; prefer a file");
+                Ok(RootKey::from_base64(&text)?)
+            }
+            (None, None) => bail!("no root key: set --root-key-file; `scaivault operator init` makes the file"),
+        }
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Naming the setting.
+    pub fn parse(self) -> anyhow::Result<Config> {
+        let listen = self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8200)));
+        let tls = match (self.tls_cert_file.clone(), self.tls_key_file.clone()) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => bail!("--tls-cert-file and --tls-key-file go together"),
+        };
+        if tls.is_none() && !listen.ip().is_loopback() && !self.plaintext {
+            bail!("--listen {listen} without TLS: set --tls-cert-file and --tls-key-file, or --plaintext behind a proxy that terminates TLS");
+        }
+        let duration = |name: &str, text: &Option<String>, default: Duration| match text {
+            None => Ok(default),
+            Some(text) => parse_duration(text).map_err(|fault| anyhow::anyhow!("--{name} {fault}")),
+        };
+        Ok(Config {
+            data_dir: self.data_dir().to_owned(),
+            listen,
+            node_listen: self.node_listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8201))),
+            tls,
+            limits: crate::service::federation::Limits {
+                plaintext: self.allow_plaintext_backends,
+                unverified_tls: self.allow_unverified_tls,
+            },
+            unreachable_after: duration("unreachable-after", &self.unreachable_after, Duration::from_secs(60))?,
+            audit_rotate: duration("audit-rotate", &self.audit_rotate, Duration::from_secs(10))?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plaintext_beyond_loopback_has_to_be_asked_for() {
+        let open = Options { listen: Some(SocketAddr::from(([0, 0, 0, 0], 8200))), ..Options::default() };
+        assert!(open.clone().parse().is_err());
+        assert!(Options { plaintext: true, ..open }.parse().is_ok());
+        assert!(Options::default().parse().is_ok());
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_unknown_settings_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("control-plane.toml");
+        std::fs::write(&file, "data-dir = \"/file\"\naudit-rotate = \"1s\"\n").unwrap();
+        let options = Options { config: Some(file.clone()), data_dir: Some("/flag".into()), ..Options::default() };
+        let config = options.with_file().unwrap().parse().unwrap();
+        assert_eq!((config.data_dir, config.audit_rotate), ("/flag".into(), Duration::from_secs(1)));
+        std::fs::write(&file, "datadir = \"/file\"\n").unwrap();
+        assert!(Options { config: Some(file), ..Options::default() }.with_file().is_err());
+    }
+}

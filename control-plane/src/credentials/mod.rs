@@ -1,0 +1,423 @@
+//! Credentials of backends: logins, and the leases that nodes get.
+//!
+//! The control plane logs in once per backend for itself and once for all nodes: the second login is the lease. What a
+//! login needs is a local secret of the same tenant; it is read at use and again after a refusal, so a rotation heals
+//! itself. A login is renewed at half of its life.
+
+mod vault;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use scaivault_backends::Lease;
+use scaivault_backends::connection::Leases;
+use scaivault_domain::audit::{Action, AuditRow};
+use scaivault_domain::backend::Provider;
+use scaivault_domain::lease::{LeaseKey, Material};
+use scaivault_domain::path::SecretPath;
+use scaivault_domain::secret::SecretValue;
+use scaivault_domain::tenant::TenantId;
+use scaivault_domain::view::Route;
+use scaivault_domain::{Error, Reason};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::audit::{Audit, unique};
+use crate::service::{Configurations, secrets};
+use crate::store::Records;
+
+/// How long a failed login is not tried again.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long one login may take.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a replaced lease still works, for the reads that have just begun with it.
+const GRACE: Duration = Duration::from_secs(60);
+/// The shortest time between two renewals, whatever a backend says.
+const SHORTEST_RENEWAL: Duration = Duration::from_millis(500);
+
+/// Who a login is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// This process.
+    ControlPlane,
+    /// All nodes together.
+    Nodes,
+}
+
+/// A login that succeeded.
+pub(crate) struct Issued {
+    pub(crate) material: Material,
+    /// How long it lasts; `None`: it does not end.
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) renewal: Renewal,
+    pub(crate) revocation: Revocation,
+}
+
+/// What is done at half of a login's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Renewal {
+    /// It is renewed; when that no longer helps, there is another login.
+    Renew,
+    /// There is another login.
+    Again,
+}
+
+/// What is done when a login is no longer needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Revocation {
+    /// It is revoked: it was made for us.
+    Revoke,
+    /// It stays: it is the configured credential itself.
+    Leave,
+}
+
+struct Held {
+    lease: Arc<Lease>,
+    ttl: Option<Duration>,
+    renewal: Renewal,
+    revocation: Revocation,
+}
+
+#[derive(Clone)]
+enum State {
+    Empty,
+    Held(Arc<Held>),
+    Failed { error: Error, at: Instant },
+}
+
+/// The login of one backend for one holder.
+struct Login {
+    key: LeaseKey,
+    provider: Provider,
+    holder: Holder,
+    state: watch::Sender<State>,
+    /// One login at a time; whoever comes meanwhile takes its outcome.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// What a node can be told of a lease.
+#[derive(Clone, Debug)]
+pub enum NodeLease {
+    /// The login is under way; the nudge tells when it has ended.
+    Pending,
+    /// Here it is.
+    Held(Arc<Lease>),
+    /// It cannot be had.
+    Refused(Error),
+}
+
+/// The logins of all backends.
+pub struct Credentials {
+    records: Records,
+    configurations: Arc<Configurations>,
+    audit: Arc<Audit>,
+    logins: Mutex<HashMap<(LeaseKey, Holder), Arc<Login>>>,
+    nudge: watch::Sender<u64>,
+    me: Weak<Credentials>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Logins with the credentials in `records`. `nudge` is moved whenever a lease for nodes has changed.
+    pub fn new(
+        records: Records,
+        configurations: Arc<Configurations>,
+        audit: Arc<Audit>,
+        nudge: watch::Sender<u64>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Credentials {
+            records,
+            configurations,
+            audit,
+            logins: Mutex::default(),
+            nudge,
+            me: me.clone(),
+        })
+    }
+
+    /// Checks that the credential of a new configuration is there and has what its method needs.
+    ///
+    /// # Errors
+    /// `credential_unusable`, naming the field.
+    pub async fn check(&self, tenant: &TenantId, provider: &Provider) -> Result<(), Error> {
+        let value = self.read(tenant, provider.credentials()).await?;
+        match provider {
+            Provider::HashicorpVault { login, .. } => vault::Credential::parse(login.method, &value).map(drop),
+        }
+    }
+
+    async fn read(&self, tenant: &TenantId, path: &SecretPath) -> Result<SecretValue, Error> {
+        // Checked at every use: a mapping may have come to own the path.
+        if self.configurations.of(tenant).await?.route(path) != Route::Local {
+            return Err(Error::new(Reason::CredentialCycle, "the backend's credential lies in a federated path")
+                .next("store the credential at a local path"));
+        }
+        match secrets::local(&self.records, tenant, path, None).await {
+            Ok(found) => Ok(found.value),
+            Err(error) if matches!(error.reason, Reason::NotFound | Reason::NotActive) => {
+                Err(unusable("there is no secret at the credential's path")
+                    .next("store the credential there first, e.g. with `scaivault put`"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The lease that nodes hold, as far as it is known now. Starts a login if there is none.
+    pub fn for_nodes(&self, key: &LeaseKey, provider: &Provider) -> NodeLease {
+        let login = self.login(key, provider, Holder::Nodes);
+        let state = login.state.borrow().clone();
+        match state {
+            State::Held(held) if alive(&held) => NodeLease::Held(held.lease.clone()),
+            State::Failed { error, at } if at.elapsed() < PAUSE => NodeLease::Refused(error),
+            State::Empty | State::Held(_) | State::Failed { .. } => {
+                if let Some(me) = self.me.upgrade() {
+                    tokio::spawn(async move { me.hold(&login, None).await });
+                }
+                NodeLease::Pending
+            }
+        }
+    }
+
+    /// The backend refused the lease `id` of nodes: another login, unless there was one since.
+    pub fn refused_by_backend(&self, key: &LeaseKey, provider: &Provider, id: &str) {
+        let login = self.login(key, provider, Holder::Nodes);
+        let (id, Some(me)) = (id.to_owned(), self.me.upgrade()) else { return };
+        tokio::spawn(async move { me.hold(&login, Some(&id)).await });
+    }
+
+    /// Why the last login for `holder` failed, if it did.
+    pub fn failure(&self, key: &LeaseKey, holder: Holder) -> Option<Error> {
+        let logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*logins.get(&(key.clone(), holder))?.state.borrow() {
+            State::Failed { error, .. } => Some(error.clone()),
+            State::Empty | State::Held(_) => None,
+        }
+    }
+
+    /// When the control plane's own login ends, if it has one that does.
+    pub fn ends_in(&self, key: &LeaseKey) -> Option<Duration> {
+        let logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*logins.get(&(key.clone(), Holder::ControlPlane))?.state.borrow() {
+            State::Held(held) => Some(held.lease.expires_at?.saturating_duration_since(Instant::now())),
+            State::Empty | State::Failed { .. } => None,
+        }
+    }
+
+    /// Forgets the logins of `tenant` whose backend is not among `kept`, and revokes what can be revoked.
+    pub fn retain(&self, tenant: &TenantId, kept: impl Fn(&LeaseKey) -> bool) {
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        logins.retain(|(key, _), login| {
+            let keep = key.tenant != *tenant || kept(key);
+            if !keep && let State::Held(held) = login.state.send_replace(State::Empty) {
+                revoke_later(login.clone(), held, Duration::ZERO);
+            }
+            keep
+        });
+    }
+
+    fn login(&self, key: &LeaseKey, provider: &Provider, holder: Holder) -> Arc<Login> {
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(login) = logins.get(&(key.clone(), holder))
+            && login.provider == *provider
+        {
+            return login.clone();
+        }
+        let login = Arc::new(Login {
+            key: key.clone(),
+            provider: provider.clone(),
+            holder,
+            state: watch::Sender::new(State::Empty),
+            turn: tokio::sync::Mutex::default(),
+        });
+        if let Some(before) = logins.insert((key.clone(), holder), login.clone())
+            && let State::Held(held) = before.state.send_replace(State::Empty)
+        {
+            revoke_later(before, held, GRACE);
+        }
+        login
+    }
+
+    /// A lease other than `refused`: the one that is held, or that of a new login.
+    async fn hold(self: &Arc<Self>, login: &Arc<Login>, refused: Option<&str>) -> Result<Arc<Held>, Error> {
+        if let Some(held) = usable(login, refused) {
+            return Ok(held);
+        }
+        let _turn = login.turn.lock().await;
+        if let Some(held) = usable(login, refused) {
+            return Ok(held);
+        }
+        if let State::Failed { error, at } = &*login.state.borrow()
+            && at.elapsed() < PAUSE
+        {
+            return Err(error.clone());
+        }
+        let outcome = self.log_in(login).await;
+        let result = match outcome {
+            Ok(issued) => {
+                let held = Arc::new(hold(issued));
+                let before = login.state.send_replace(State::Held(held.clone()));
+                if let State::Held(before) = before {
+                    revoke_later(login.clone(), before, GRACE);
+                }
+                self.renew_later(login, &held);
+                Ok(held)
+            }
+            Err(error) => {
+                tracing::warn!(tenant = %login.key.tenant, backend.id = %login.key.backend, %error, "a login failed");
+                login.state.send_replace(State::Failed { error: error.clone(), at: Instant::now() });
+                Err(error)
+            }
+        };
+        self.nudge.send_modify(|count| *count += 1);
+        result
+    }
+
+    async fn log_in(&self, login: &Login) -> Result<Issued, Error> {
+        let tenant = &login.key.tenant;
+        let attempt = async {
+            let value = self.read(tenant, login.provider.credentials()).await?;
+            match &login.provider {
+                Provider::HashicorpVault { target, login: how } => {
+                    let credential = vault::Credential::parse(how.method, &value)?;
+                    vault::log_in(target, how, credential, login.holder).await
+                }
+            }
+        };
+        let outcome = tokio::time::timeout(LOGIN_TIMEOUT, attempt)
+            .await
+            .unwrap_or_else(|_| Err(Error::new(Reason::BackendTimeout, "the backend did not answer the login in time")));
+        let path = login.provider.credentials().as_str();
+        let mut row = AuditRow::of_control_plane(tenant.clone(), Action::BackendLogin, path, self.audit.now());
+        row.backend = Some(login.key.backend.to_string());
+        row.outcome = outcome.as_ref().map_or_else(|error| error.reason.code(), |_| scaivault_domain::audit::OK).into();
+        self.audit.record(row).await?;
+        outcome
+    }
+
+    /// Renews at half of the life, for as long as this lease is the one that is held.
+    fn renew_later(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>) {
+        let Some(ttl) = held.ttl else { return };
+        let (me, login, id) = (Arc::downgrade(self), Arc::downgrade(login), held.lease.id.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep((ttl / 2).max(SHORTEST_RENEWAL)).await;
+            let (Some(me), Some(login)) = (me.upgrade(), login.upgrade()) else { return };
+            let State::Held(current) = login.state.borrow().clone() else { return };
+            if current.lease.id != id {
+                return;
+            }
+            me.renew(&login, &current).await;
+        });
+    }
+
+    async fn renew(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>) {
+        if held.renewal == Renewal::Renew {
+            let renewed = match &login.provider {
+                Provider::HashicorpVault { target, .. } => vault::renew(target, &held.lease.material).await,
+            };
+            // Towards the longest life that a backend allows, renewals give less and less; then a login is better.
+            if let Ok(Some(ttl)) = renewed
+                && held.ttl.is_some_and(|first| ttl >= first / 2)
+            {
+                let _turn = login.turn.lock().await;
+                let issued = Issued {
+                    material: held.lease.material.clone(),
+                    ttl: Some(ttl),
+                    renewal: held.renewal,
+                    revocation: held.revocation,
+                };
+                let next = Arc::new(hold(issued));
+                let replaced = login.state.send_if_modified(|state| match state {
+                    State::Held(current) if Arc::ptr_eq(current, held) => {
+                        *state = State::Held(next.clone());
+                        true
+                    }
+                    _ => false,
+                });
+                if replaced {
+                    self.renew_later(login, &next);
+                    self.nudge.send_modify(|count| *count += 1);
+                }
+                return;
+            }
+        }
+        // What is held stays until it ends: a backend that is down now may be up again before that.
+        while let Some(current) = usable(login, None)
+            && Arc::ptr_eq(&current, held)
+        {
+            match self.log_in(login).await {
+                Ok(issued) => {
+                    let _turn = login.turn.lock().await;
+                    let next = Arc::new(hold(issued));
+                    login.state.send_replace(State::Held(next.clone()));
+                    revoke_later(login.clone(), held.clone(), GRACE);
+                    self.renew_later(login, &next);
+                    self.nudge.send_modify(|count| *count += 1);
+                }
+                Err(error) => {
+                    tracing::warn!(backend.id = %login.key.backend, %error, "a login could not be renewed yet");
+                    let left = held.lease.expires_at.map(|end| end.saturating_duration_since(Instant::now()));
+                    tokio::time::sleep((left.unwrap_or_default() / 8).max(PAUSE)).await;
+                }
+            }
+        }
+    }
+}
+
+/// The control plane's own leases.
+#[derive(Debug)]
+pub struct OwnLeases(pub Arc<Credentials>);
+
+impl Leases for OwnLeases {
+    async fn lease(&self, key: &LeaseKey, refused: Option<&str>) -> Result<Arc<Lease>, Error> {
+        let configuration = self.0.configurations.of(&key.tenant).await?;
+        let (record, _) = configuration.backend(&key.backend)?;
+        let login = self.0.login(key, &record.spec.provider, Holder::ControlPlane);
+        self.0.hold(&login, refused).await.map(|held| held.lease.clone())
+    }
+}
+
+fn usable(login: &Login, refused: Option<&str>) -> Option<Arc<Held>> {
+    match &*login.state.borrow() {
+        State::Held(held) if alive(held) && refused != Some(held.lease.id.as_str()) => Some(held.clone()),
+        _ => None,
+    }
+}
+
+fn alive(held: &Held) -> bool {
+    held.lease.expires_at.is_none_or(|end| end > Instant::now())
+}
+
+fn hold(issued: Issued) -> Held {
+    let lease = Lease {
+        // Random, so that it tells nothing of the credential and changes with every renewal.
+        id: unique(scaivault_domain::time::Timestamp::default()),
+        material: issued.material,
+        expires_at: issued.ttl.map(|ttl| Instant::now() + ttl),
+    };
+    Held { lease: Arc::new(lease), ttl: issued.ttl, renewal: issued.renewal, revocation: issued.revocation }
+}
+
+fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration) {
+    if held.revocation == Revocation::Leave {
+        return;
+    }
+    tokio::spawn(async move {
+        tokio::time::sleep(after).await;
+        match &login.provider {
+            // Best effort: what cannot be revoked ends by itself.
+            Provider::HashicorpVault { target, .. } => vault::revoke(target, &held.lease.material).await,
+        }
+    });
+}
+
+fn unusable(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    let message = message.into();
+    Error::field(Reason::CredentialUnusable, "/config/auth_config_path", message)
+}

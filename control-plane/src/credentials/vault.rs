@@ -1,0 +1,251 @@
+//! Logging in to Vault with `vaultrs`, on an HTTP client of ours.
+//!
+//! What was found about `vaultrs` 0.8, and what is done about it: its own client follows a redirect with the token and
+//! has no timeouts, so it is given the adapter's client, which does neither; it panics on a token that is no header
+//! value, so such a token never reaches it; its errors and `AuthInfo` print bodies and tokens, so neither is ever
+//! printed; it reads `VAULT_*` from the environment for what its builder is not told, so the builder is not used.
+
+use std::fmt;
+use std::time::Duration;
+
+use rustify::clients::reqwest::Client as RestClient;
+use scaivault_domain::backend::{VaultAuthMethod, VaultLogin, VaultTarget};
+use scaivault_domain::lease::Material;
+use scaivault_domain::secret::SecretValue;
+use scaivault_domain::{Error, Reason};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use vaultrs::api::token::requests::CreateTokenRequest;
+use vaultrs::api::{AuthInfo, EndpointMiddleware};
+use vaultrs::client::{Client, VaultClientSettings};
+use vaultrs::error::ClientError;
+
+use super::{Holder, Issued, Renewal, Revocation, unusable};
+
+/// What a login needs.
+pub(crate) enum Credential {
+    Approle { role_id: SecretString, secret_id: SecretString },
+    Token(SecretString),
+}
+
+impl Credential {
+    /// Reads the stored secret.
+    pub(crate) fn parse(method: VaultAuthMethod, value: &SecretValue) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            role_id: Option<SecretString>,
+            secret_id: Option<SecretString>,
+            token: Option<SecretString>,
+        }
+
+        let fields: Fields = serde_json::from_slice(value.expose())
+            .map_err(|_| unusable("the credential is no JSON object of strings"))?;
+        let required = |name: &str, field: Option<SecretString>| match field {
+            Some(text) if text.expose_secret().bytes().all(|b| b.is_ascii_graphic()) && !text.expose_secret().is_empty() => {
+                Ok(text)
+            }
+            Some(_) => Err(unusable(format!("`{name}` of the credential is empty or has characters that no token has"))),
+            None => Err(unusable(format!("the credential has no `{name}`"))
+                .next("store it with the keys that the auth method needs")),
+        };
+        Ok(match method {
+            VaultAuthMethod::Approle => Credential::Approle {
+                role_id: required("role_id", fields.role_id)?,
+                secret_id: required("secret_id", fields.secret_id)?,
+            },
+            VaultAuthMethod::Token => Credential::Token(required("token", fields.token)?),
+        })
+    }
+}
+
+/// Logs in for `holder`.
+pub(crate) async fn log_in(
+    target: &VaultTarget,
+    login: &VaultLogin,
+    credential: Credential,
+    holder: Holder,
+) -> Result<Issued, Error> {
+    match credential {
+        Credential::Approle { role_id, secret_id } => {
+            let vault = Vault::new(target, None)?;
+            let info = vaultrs::auth::approle::login(
+                &vault,
+                &login.mount,
+                role_id.expose_secret(),
+                secret_id.expose_secret(),
+            )
+            .await
+            .map_err(|error| refused(&error, Step::Login))?;
+            Ok(issued(info))
+        }
+        Credential::Token(token) => {
+            let vault = Vault::new(target, Some(&token))?;
+            let own = own_token(&vault, &token).await?;
+            match holder {
+                Holder::ControlPlane => Ok(own),
+                Holder::Nodes => for_nodes(&vault, login, own).await,
+            }
+        }
+    }
+}
+
+/// What the configured token is.
+async fn own_token(vault: &Vault, token: &SecretString) -> Result<Issued, Error> {
+    let info = vaultrs::token::lookup_self(vault).await.map_err(|error| refused(&error, Step::Login))?;
+    if info.num_uses > 0 {
+        return Err(unusable("the token works for a limited number of calls only")
+            .next("create a token without `num_uses`"));
+    }
+    let renewal = if info.renewable == Some(true) { Renewal::Renew } else { Renewal::Again };
+    Ok(Issued {
+        material: Material::VaultToken(token.clone()),
+        ttl: (info.ttl > 0).then(|| Duration::from_secs(info.ttl)),
+        renewal,
+        revocation: Revocation::Leave,
+    })
+}
+
+/// A child of the configured token; where that is forbidden the token itself, if that may be.
+async fn for_nodes(vault: &Vault, login: &VaultLogin, own: Issued) -> Result<Issued, Error> {
+    let mut request = CreateTokenRequest::builder();
+    if !login.lease_policies.is_empty() {
+        request.policies(login.lease_policies.clone());
+    }
+    match vaultrs::token::new(vault, Some(&mut request)).await {
+        Ok(info) => Ok(issued(info)),
+        Err(ClientError::APIError { code: 403, .. }) if own.ttl.is_some() || login.allow_static_on_nodes => Ok(own),
+        Err(ClientError::APIError { code: 403, .. }) => {
+            Err(Error::new(Reason::NoLease, "the configured token never expires and may not make child tokens")
+                .next("allow it `update` on `auth/token/create`, or set `allow_static_on_nodes`"))
+        }
+        Err(error) => Err(refused(&error, Step::Child)),
+    }
+}
+
+/// Renews a token; how long it lasts from now.
+pub(crate) async fn renew(target: &VaultTarget, material: &Material) -> Result<Option<Duration>, Error> {
+    let Material::VaultToken(token) = material;
+    let vault = Vault::new(target, Some(token))?;
+    let info = vaultrs::token::renew_self(&vault, None).await.map_err(|error| refused(&error, Step::Renewal))?;
+    Ok((info.lease_duration > 0).then(|| Duration::from_secs(info.lease_duration)))
+}
+
+/// Revokes a token that a login gave.
+pub(crate) async fn revoke(target: &VaultTarget, material: &Material) {
+    let Material::VaultToken(token) = material;
+    let Ok(vault) = Vault::new(target, Some(token)) else { return };
+    if let Err(error) = vaultrs::token::revoke_self(&vault).await {
+        tracing::debug!(status = status(&error), "a token was not revoked and ends by itself");
+    }
+}
+
+fn issued(info: AuthInfo) -> Issued {
+    // Batch tokens cannot be renewed or revoked.
+    let service = info.token_type != "batch";
+    Issued {
+        material: Material::VaultToken(info.client_token.into()),
+        ttl: (info.lease_duration > 0).then(|| Duration::from_secs(info.lease_duration)),
+        renewal: if service && info.renewable { Renewal::Renew } else { Renewal::Again },
+        revocation: if service { Revocation::Revoke } else { Revocation::Leave },
+    }
+}
+
+/// Where a refusal came from, to say what can be done.
+enum Step {
+    Login,
+    Child,
+    Renewal,
+}
+
+fn refused(error: &ClientError, step: Step) -> Error {
+    let next = match step {
+        Step::Login => "check the credential at `auth_config_path`, the auth mount and the namespace",
+        Step::Child => "check `lease_policies` and the token's right to create children",
+        Step::Renewal => "nothing: there will be another login",
+    };
+    match status(error) {
+        Some(429) => Error::new(Reason::BackendThrottled, "the backend asked us to slow down")
+            .retry_after(Duration::from_secs(1)),
+        Some(code @ 500..) => Error::new(Reason::BackendUnreachable, format!("the backend answered the login with {code}")),
+        Some(code) => {
+            Error::new(Reason::BackendLoginFailed, format!("the backend refused the login with {code}")).next(next)
+        }
+        None => Error::new(Reason::BackendUnreachable, "the backend cannot be reached for a login")
+            .next("check the endpoint, the network and the certificate"),
+    }
+}
+
+/// The status in an error of `vaultrs`, which is the only part of it that is safe to show.
+fn status(error: &ClientError) -> Option<u16> {
+    match error {
+        ClientError::APIError { code, .. } => Some(*code),
+        ClientError::RestClientError { source: rustify::errors::ClientError::ServerResponseError { code, .. } } => {
+            Some(*code)
+        }
+        _ => None,
+    }
+}
+
+struct Vault {
+    http: RestClient,
+    middle: EndpointMiddleware,
+    settings: VaultClientSettings,
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Vault")
+    }
+}
+
+impl Vault {
+    fn new(target: &VaultTarget, token: Option<&SecretString>) -> Result<Self, Error> {
+        let token = token.map(|token| token.expose_secret().to_owned()).unwrap_or_default();
+        let http = scaivault_backends::vault_client(target)?;
+        // The middleware puts the version before the whole path, so a path of the endpoint must come with it.
+        let mut origin = target.endpoint.url().clone();
+        let folder = origin.path().trim_matches('/').to_owned();
+        origin.set_path("");
+        Ok(Vault {
+            http: RestClient::new(origin.as_str().trim_end_matches('/'), http),
+            middle: EndpointMiddleware {
+                token: token.clone(),
+                version: if folder.is_empty() { "v1".into() } else { format!("{folder}/v1") },
+                wrap: None,
+                namespace: target.namespace.clone(),
+            },
+            settings: VaultClientSettings {
+                address: target.endpoint.url().clone(),
+                ca_certs: Vec::new(),
+                identity: None,
+                timeout: None,
+                token,
+                verify: target.tls_verify,
+                version: 1,
+                wrapping: false,
+                namespace: target.namespace.clone(),
+                proxy: None,
+            },
+        })
+    }
+}
+
+#[async_trait::async_trait]
+impl Client for Vault {
+    fn http(&self) -> &RestClient {
+        &self.http
+    }
+
+    fn middle(&self) -> &EndpointMiddleware {
+        &self.middle
+    }
+
+    fn settings(&self) -> &VaultClientSettings {
+        &self.settings
+    }
+
+    fn set_token(&mut self, token: &str) {
+        token.clone_into(&mut self.settings.token);
+        token.clone_into(&mut self.middle.token);
+    }
+}

@@ -1,0 +1,148 @@
+//! What the rows of the store hold. Each is sealed; see [`crate::store::Records`].
+
+use scaivault_domain::access::Scope;
+use scaivault_domain::backend::{BackendId, BackendSpec};
+use scaivault_domain::secret::{Kind, Metadata, State, Version};
+use scaivault_domain::tenant::{NodeName, TenantId};
+use scaivault_domain::time::Timestamp;
+use scaivault_domain::token::TokenHash;
+use scaivault_domain::view::Generation;
+use serde::{Deserialize, Serialize};
+
+use crate::store::{Key, Space};
+
+/// A tenant, at `Installation / Tenant / id`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TenantRecord {
+    /// Its id.
+    pub id: TenantId,
+    /// For people.
+    pub display_name: String,
+    /// When it was created.
+    pub created: Timestamp,
+}
+
+/// The anchor of a tenant's configuration, at `tenant / Generation / config`. Every change of a backend expects the
+/// version it read and rewrites it, so that checks across backends hold.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct GenerationRecord {
+    /// The number of the configuration.
+    pub generation: Generation,
+}
+
+/// A backend, at `tenant / Backend / id`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendRecord {
+    /// Its id.
+    pub id: BackendId,
+    /// Its configuration.
+    pub spec: BackendSpec,
+    /// The generation in which the configuration came to be.
+    pub generation: Generation,
+    /// When it was created.
+    pub created: Timestamp,
+    /// When the configuration came to be.
+    pub updated: Timestamp,
+}
+
+/// A token, at `Installation / Token / hash`: whoever asks with a token has not yet a tenant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// A name for the token that is not the token.
+    pub accessor: String,
+    /// Who it is for.
+    pub subject: String,
+    /// Which API it may use.
+    pub scopes: Vec<Scope>,
+    /// Which paths: names of policies.
+    pub policies: Vec<String>,
+    /// When it was created.
+    pub created: Timestamp,
+    /// When it ends, if it does.
+    pub expires: Option<Timestamp>,
+    /// The accessor of the token that it was created with.
+    pub parent: Option<String>,
+}
+
+/// Finds a token by its accessor, at `tenant / Token / accessor`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AccessorRecord {
+    /// The token's hash as text.
+    pub hash: String,
+    /// The accessor of the token that it was created with.
+    pub parent: Option<String>,
+}
+
+/// A node, at `Installation / Node / name`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its name.
+    pub name: NodeName,
+    /// The tenants that it serves; empty is all of them.
+    pub tenants: Vec<TenantId>,
+    /// Stands in its certificates, so that a node of the same name that was removed before is refused.
+    pub enrolment: String,
+    /// When it was invited.
+    pub created: Timestamp,
+    /// When its certificate ends; `None` before it joined.
+    pub certificate_expires: Option<Timestamp>,
+}
+
+/// An invitation, at `Installation / JoinToken / SHA-256 of its secret`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinRecord {
+    /// Who is invited.
+    pub node: NodeName,
+    /// Until when.
+    pub expires: Timestamp,
+}
+
+/// The head of a local secret, at `tenant / Secret / path`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SecretHead {
+    /// The newest version.
+    pub current: Version,
+    /// The state of that version.
+    pub state: State,
+}
+
+/// One version of a local secret, at `tenant / SecretVersion / path@version`; its value follows in the same row.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SecretVersionHead {
+    /// Which version.
+    pub version: Version,
+    /// What the bytes are.
+    pub kind: Kind,
+    /// Kept with the value.
+    pub content_type: String,
+    /// Custom metadata.
+    pub metadata: Metadata,
+    /// Whether it has a value.
+    pub state: State,
+    /// When it was written.
+    pub created: Timestamp,
+    /// When it was deleted, if it was.
+    pub deleted: Option<Timestamp>,
+}
+
+/// The key of the anchor of a tenant's configuration.
+pub fn generation_key(tenant: &TenantId) -> Key {
+    Key::new(tenant, Space::Generation, "config")
+}
+
+/// The key of a token.
+pub fn token_key(hash: TokenHash) -> Key {
+    Key::installation(Space::Token, hash.to_text())
+}
+
+/// The key that finds a token by its accessor.
+pub fn accessor_key(tenant: &TenantId, accessor: &str) -> Key {
+    Key::new(tenant, Space::Token, accessor)
+}
+
+/// The key of a version of a secret. `@` is in no path, and fixed digits keep versions in order.
+pub fn version_key(tenant: &TenantId, path: &str, version: Version) -> Key {
+    Key::new(tenant, Space::SecretVersion, format!("{path}@{version:016x}"))
+}

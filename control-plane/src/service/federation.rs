@@ -1,0 +1,284 @@
+//! Backends: their configuration and the rules of changing it.
+
+use std::sync::Arc;
+
+use scaivault_domain::access::{Administer, Authorized, Scope};
+use scaivault_domain::audit::{Action, AuditRow, Origin};
+use scaivault_domain::backend::{BackendId, BackendSpec};
+use scaivault_domain::mapping::PathMapping;
+use scaivault_domain::path::SecretPath;
+use scaivault_domain::tenant::TenantId;
+use scaivault_domain::time::Clock;
+use scaivault_domain::{Error, Reason};
+
+use super::{ATTEMPTS, Committed, Configuration, Configurations, contended, settle};
+use crate::audit::Audit;
+use crate::credentials::Credentials;
+use crate::model::{BackendRecord, GenerationRecord, SecretHead, generation_key};
+use crate::store::{Key, Owner, Records, RowVersion, Space, Tx};
+
+/// How many covered secrets a refusal names.
+const NAMED: usize = 10;
+
+/// What the operator allows in backend configurations.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Endpoints without TLS.
+    pub plaintext: bool,
+    /// `tls_verify: false`.
+    pub unverified_tls: bool,
+}
+
+/// Whether a mapping may hide existing local secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Covered {
+    /// It may not.
+    Refused,
+    /// The caller accepts it.
+    Adopted,
+}
+
+/// The service of backends.
+#[derive(Debug)]
+pub struct Federation {
+    records: Records,
+    configurations: Arc<Configurations>,
+    credentials: Arc<Credentials>,
+    audit: Arc<Audit>,
+    clock: Arc<dyn Clock>,
+    limits: Limits,
+}
+
+impl Federation {
+    /// Backends of `records`.
+    pub fn new(
+        records: Records,
+        configurations: Arc<Configurations>,
+        credentials: Arc<Credentials>,
+        audit: Arc<Audit>,
+        clock: Arc<dyn Clock>,
+        limits: Limits,
+    ) -> Self {
+        Federation { records, configurations, credentials, audit, clock, limits }
+    }
+
+    /// Configures a backend.
+    ///
+    /// # Errors
+    /// `already_exists` for a taken name, `mapping_overlap`, `credential_cycle`, `credential_unusable`,
+    /// `local_secrets_covered`, and `permission_denied` by the rules of [`BackendSpec::authorize_change`].
+    pub async fn create(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        origin: &Origin,
+        spec: BackendSpec,
+        covered: Covered,
+    ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
+        let mut random = [0; 10];
+        getrandom::fill(&mut random).map_err(|_| Error::internal())?;
+        let id = BackendId::from_random(random);
+        self.change(allowed, origin, &id, covered, |_| Ok(spec.clone())).await
+    }
+
+    /// Changes a backend: `edit` makes the new configuration of the old one.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create), `not_found`, and `precondition_failed` if `expected` is not the current version.
+    pub async fn update(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        origin: &Origin,
+        id: &BackendId,
+        expected: Option<RowVersion>,
+        covered: Covered,
+        edit: impl Fn(&BackendSpec) -> Result<BackendSpec, Error>,
+    ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
+        self.change(allowed, origin, id, covered, |before| {
+            let (record, version) = before.ok_or_else(gone)?;
+            check_version(*version, expected)?;
+            edit(&record.spec)
+        })
+        .await
+    }
+
+    async fn change(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        origin: &Origin,
+        id: &BackendId,
+        covered: Covered,
+        decide: impl Fn(Option<&(BackendRecord, RowVersion)>) -> Result<BackendSpec, Error>,
+    ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
+        let tenant = allowed.tenant();
+        for _ in 0..ATTEMPTS {
+            let configuration = self.configurations.of(tenant).await?;
+            let before = configuration.backend(id).ok();
+            let spec = decide(before)?;
+            let old = before.map(|(record, _)| &record.spec);
+            spec.authorize_change(old, allowed.caller())?;
+            self.check_limits(&spec)?;
+            check_against_others(&configuration, id, &spec)?;
+            if old.is_none_or(|old| old.provider != spec.provider) {
+                self.credentials.check(tenant, &spec.provider).await?;
+            }
+            if covered == Covered::Refused && old.is_none_or(|old| old.mapping != spec.mapping) {
+                self.check_covered(tenant, &spec.mapping, old.map(|old| &old.mapping)).await?;
+            }
+
+            let now = self.clock.now();
+            let generation = configuration.generation + 1;
+            let record = BackendRecord {
+                id: id.clone(),
+                spec,
+                generation,
+                created: before.map_or(now, |(record, _)| record.created),
+                updated: now,
+            };
+            let key = Key::new(tenant, Space::Backend, id.as_str());
+            let tx = self.next_generation(&configuration).put(key.clone(), self.records.seal(&key, &record));
+            let mut row = AuditRow::new(allowed.caller(), origin, Action::BackendWrite, record.spec.name.as_str(), now);
+            row.backend = Some(id.to_string());
+            if let Some(revision) = settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
+                return Ok(Committed { value: (record, revision), revision });
+            }
+        }
+        Err(contended())
+    }
+
+    /// Deletes a backend's configuration; what is in the remote store stays as it is.
+    ///
+    /// # Errors
+    /// `not_found`, and `precondition_failed` if `expected` is not the current version.
+    pub async fn delete(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        origin: &Origin,
+        id: &BackendId,
+        expected: Option<RowVersion>,
+    ) -> Result<Committed<BackendRecord>, Error> {
+        let tenant = allowed.tenant();
+        for _ in 0..ATTEMPTS {
+            let configuration = self.configurations.of(tenant).await?;
+            let (record, version) = configuration.backend(id)?;
+            check_version(*version, expected)?;
+            let tx = self.next_generation(&configuration).delete(Key::new(tenant, Space::Backend, id.as_str()));
+            let mut row = AuditRow::new(
+                allowed.caller(),
+                origin,
+                Action::BackendWrite,
+                record.spec.name.as_str(),
+                self.clock.now(),
+            );
+            row.backend = Some(id.to_string());
+            if let Some(revision) = settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
+                return Ok(Committed { value: record.clone(), revision });
+            }
+        }
+        Err(contended())
+    }
+
+    /// A transaction that only happens if `configuration` is still the committed one, and makes the next.
+    fn next_generation(&self, configuration: &Configuration) -> Tx {
+        let anchor = generation_key(&configuration.tenant);
+        let next = GenerationRecord { generation: configuration.generation + 1 };
+        Tx::new()
+            .expect_as_found(anchor.clone(), configuration.anchor)
+            .put(anchor.clone(), self.records.seal(&anchor, &next))
+    }
+
+    fn check_limits(&self, spec: &BackendSpec) -> Result<(), Error> {
+        let target = spec.provider.target();
+        if !target.endpoint().is_https() && !self.limits.plaintext {
+            return Err(Error::field(Reason::InvalidConfig, "/config/endpoint", "must be https")
+                .next("use TLS, or start the control plane with --allow-plaintext-backends"));
+        }
+        if !target.tls_verify() && !self.limits.unverified_tls {
+            let detail = "may only be false if the operator allows it";
+            return Err(Error::field(Reason::InvalidConfig, "/config/tls_verify", detail)
+                .next("give the server's CA as `ca_cert`, or start the control plane with --allow-unverified-tls"));
+        }
+        Ok(())
+    }
+
+    /// Refuses a mapping that would hide local secrets which no mapping hid before.
+    async fn check_covered(
+        &self,
+        tenant: &TenantId,
+        mapping: &PathMapping,
+        before: Option<&PathMapping>,
+    ) -> Result<(), Error> {
+        let mut covered: Vec<String> = Vec::new();
+        for rule in mapping.rules() {
+            let mut prefix = rule.pattern.literal_prefix().collect::<Vec<_>>().join("/");
+            if !prefix.is_empty() && !rule.pattern.is_literal() {
+                prefix.push('/');
+            }
+            for (name, _, _) in self
+                .records
+                .scan_all::<SecretHead>(&Owner::from(tenant), Space::Secret, &prefix)
+                .await?
+            {
+                let Ok(path) = SecretPath::check(&name) else { continue };
+                let hidden_already = before.is_some_and(|before| before.forward(&path).is_some());
+                if rule.pattern.matches(&path) && !hidden_already && !covered.contains(&name) {
+                    covered.push(name);
+                }
+            }
+        }
+        if covered.is_empty() {
+            return Ok(());
+        }
+        let named = covered.iter().take(NAMED).map(|path| format!("`{path}`")).collect::<Vec<_>>().join(", ");
+        let more = covered.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let detail = format!("would hide the local secrets {named}{more}");
+        Err(Error::field(Reason::LocalSecretsCovered, "/path_mapping", detail)
+            .next("move them, narrow the mapping, or send `\"adopt\": true` to hide them"))
+    }
+}
+
+/// The rules between a backend and the other backends of its tenant.
+fn check_against_others(configuration: &Configuration, id: &BackendId, spec: &BackendSpec) -> Result<(), Error> {
+    for (other, _) in configuration.backends.iter().filter(|(other, _)| other.id != *id) {
+        if other.spec.name == spec.name {
+            return Err(Error::field(Reason::AlreadyExists, "/name", "a backend of this name exists")
+                .next("choose another name, or change the existing backend"));
+        }
+        if let Some((mine, theirs)) = spec.mapping.overlap(&other.spec.mapping) {
+            let detail = format!(
+                "`{mine}` and `{theirs}` of the backend `{}` ({}) can match the same path",
+                other.spec.name, other.id
+            );
+            return Err(Error::field(Reason::MappingOverlap, "/path_mapping", detail).next("make one of them narrower"));
+        }
+        if other.spec.mapping.forward(spec.provider.credentials()).is_some() {
+            return Err(cycle("/config", &format!("the backend `{}`", other.spec.name)));
+        }
+        if spec.mapping.forward(other.spec.provider.credentials()).is_some() {
+            let detail = format!("would capture the credential of the backend `{}`", other.spec.name);
+            return Err(Error::field(Reason::CredentialCycle, "/path_mapping", detail)
+                .next("credentials live in local paths; narrow the mapping"));
+        }
+    }
+    if spec.mapping.forward(spec.provider.credentials()).is_some() {
+        return Err(cycle("/config", "this backend's own mapping"));
+    }
+    Ok(())
+}
+
+fn cycle(pointer: &str, owner: &str) -> Error {
+    Error::field(Reason::CredentialCycle, pointer, format!("the credential's path is federated by {owner}"))
+        .next("store the credential at a local path")
+}
+
+fn check_version(current: RowVersion, expected: Option<RowVersion>) -> Result<(), Error> {
+    if expected.is_none_or(|expected| expected == current) {
+        return Ok(());
+    }
+    Err(Error::new(Reason::PreconditionFailed, "the backend has changed since it was read")
+        .next("read it again and decide again"))
+}
+
+fn gone() -> Error {
+    Error::new(Reason::NotFound, "no backend has this id").next("list the backends to see their ids")
+}

@@ -1,0 +1,124 @@
+//! Tenants of the installation.
+
+use std::sync::Arc;
+
+use scaivault_domain::access::{Administer, Authorized, Scope};
+use scaivault_domain::audit::{Action, AuditRow, Origin};
+use scaivault_domain::tenant::TenantId;
+use scaivault_domain::time::Clock;
+use scaivault_domain::{Error, Reason};
+
+use super::{Committed, Page, PageRequest, contended, settle};
+use crate::audit::Audit;
+use crate::model::TenantRecord;
+use crate::store::{Depth, Key, Owner, Records, Space, StoreError, Tx};
+
+/// The service of tenants.
+#[derive(Debug)]
+pub struct Tenants {
+    records: Records,
+    audit: Arc<Audit>,
+    clock: Arc<dyn Clock>,
+}
+
+/// The key of a tenant.
+pub fn tenant_key(id: &TenantId) -> Key {
+    Key::installation(Space::Tenant, id.as_str())
+}
+
+impl Tenants {
+    /// Tenants of `records`.
+    pub fn new(records: Records, audit: Arc<Audit>, clock: Arc<dyn Clock>) -> Self {
+        Tenants { records, audit, clock }
+    }
+
+    /// Creates a tenant.
+    ///
+    /// # Errors
+    /// `already_exists`.
+    pub async fn create(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        origin: &Origin,
+        id: TenantId,
+        display_name: String,
+    ) -> Result<Committed<TenantRecord>, Error> {
+        if display_name.len() > 128 || display_name.chars().any(char::is_control) {
+            return Err(Error::invalid("/display_name", "has at most 128 bytes and no control characters"));
+        }
+        let now = self.clock.now();
+        let record = TenantRecord { id, display_name, created: now };
+        let key = tenant_key(&record.id);
+        let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, record.id.as_str(), now);
+        let tx = Tx::new().expect_absent(key.clone()).put(key.clone(), self.records.seal(&key, &record));
+        match settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
+            Some(revision) => Ok(Committed { value: record, revision }),
+            None => Err(Error::field(Reason::AlreadyExists, "/id", "a tenant of this id exists")),
+        }
+    }
+
+    /// The tenants in the order of their ids.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn list(
+        &self,
+        _allowed: &Authorized<Administer, Scope>,
+        page: &PageRequest,
+    ) -> Result<Page<TenantRecord>, Error> {
+        let rows = self
+            .records
+            .scan_page::<TenantRecord>(&Owner::Installation, Space::Tenant, "", page.after.as_deref(), page.size + 1)
+            .await?;
+        Ok(page.page(rows.into_iter().map(|(_, tenant, _)| tenant).collect(), |tenant| tenant.id.to_string()))
+    }
+
+    /// Every tenant, for the control plane's own work.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn all(&self) -> Result<Vec<TenantId>, StoreError> {
+        let rows = self.records.scan_all::<TenantRecord>(&Owner::Installation, Space::Tenant, "").await?;
+        Ok(rows.into_iter().map(|(_, tenant, _)| tenant.id).collect())
+    }
+
+    /// Whether there is such a tenant.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn exists(&self, id: &TenantId) -> Result<bool, StoreError> {
+        Ok(self.records.store().get(&tenant_key(id)).await?.is_some())
+    }
+
+    /// Deletes a tenant that has nothing.
+    ///
+    /// # Errors
+    /// `in_use` while it has secrets, backends, policies or tokens.
+    pub async fn delete(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        origin: &Origin,
+        id: &TenantId,
+    ) -> Result<Committed<()>, Error> {
+        let key = tenant_key(id);
+        let (_, version) = self.records.get::<TenantRecord>(&key).await?.ok_or_else(|| {
+            Error::new(Reason::NotFound, "no tenant has this id").next("list the tenants to see their ids")
+        })?;
+        let owner = Owner::from(id);
+        for (space, what) in [
+            (Space::Secret, "secrets"),
+            (Space::Backend, "backends"),
+            (Space::Policy, "policies"),
+            (Space::Token, "tokens"),
+        ] {
+            if !self.records.store().scan(&owner, space, "", Depth::All, None, 1).await?.is_empty() {
+                return Err(Error::new(Reason::InUse, format!("the tenant still has {what}")).next("delete them first"));
+            }
+        }
+        let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, id.as_str(), self.clock.now());
+        let tx = Tx::new().expect(key.clone(), version).delete(key);
+        let revision =
+            settle(self.records.store().commit(self.audit.stage(tx, &row)).await)?.ok_or_else(contended)?;
+        Ok(Committed { value: (), revision })
+    }
+}

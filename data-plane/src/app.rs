@@ -1,0 +1,206 @@
+//! Wiring: what a running node consists of. Decides nothing.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use scaivault_backends::connection::Connections;
+use scaivault_discovery::follow;
+use scaivault_domain::time::Clock;
+use scaivault_edge::{ClientCertificates, Front, Limits, Readiness, TlsSource, serve};
+use scaivault_journal::{Journal, JournalConfig};
+use scaivault_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
+use scaivault_seal::{Keyring, RootKey};
+use scaivault_telemetry::{Health, Metrics, SystemClock};
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+
+use crate::api::SecretsApi;
+use crate::config::Config;
+use crate::forward::Forward;
+use crate::known::{Known, Link};
+use crate::service::read::Reader;
+use crate::upstream::{self, Identity};
+
+/// How often expired grants are looked at.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Demands that wait for the stream.
+const DEMANDS: usize = 1024;
+/// How long a stopping node waits for its last rows to be shipped.
+const LAST_ROWS: Duration = Duration::from_secs(3);
+
+/// A node that serves.
+#[derive(Debug)]
+pub struct Node {
+    /// Where the API is.
+    pub address: SocketAddr,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    known: Arc<Known>,
+    journal: Arc<Journal>,
+    shipping: tokio::task::JoinHandle<()>,
+}
+
+impl Node {
+    /// Waits until the first configuration is in force.
+    pub async fn ready(&self) {
+        self.known.ready().await;
+    }
+
+    /// Stops: requests under way end, the last rows are shipped if the control plane takes them, then everything else.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.journal.rotate_now();
+        let shipped = async {
+            while self.journal.backlog().bytes > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // What is not shipped now is on disk, and shipped after the next start.
+        let _ = tokio::time::timeout(LAST_ROWS, shipped).await;
+        self.shipping.abort();
+    }
+}
+
+/// Starts a node; joins first if it has not joined yet.
+///
+/// # Errors
+/// What keeps it from starting, and what to do about it.
+pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::Result<Node> {
+    private_dir(&config.data_dir)?;
+    let identity = match Identity::load(&config.data_dir)? {
+        Some(identity) => identity,
+        None => Identity::join(&config.data_dir, &config.control_plane, &config.join_token(join_token)?).await?,
+    };
+    let identity = Arc::new(identity);
+    let upstream = identity.channel(&config.control_plane)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let metrics = Metrics::new();
+
+    let key = journal_key(&config.data_dir)?;
+    let journal = JournalConfig {
+        max_bytes: config.audit_max_bytes,
+        rotate_after: config.audit_rotate,
+        sync: config.audit_sync,
+        ..JournalConfig::new(config.data_dir.join("audit"), identity.name.clone())
+    };
+    let journal = Arc::new(Journal::open(journal, key.cipher("", "audit-journal"), clock.clone())?);
+
+    let (demands, demanded) = mpsc::channel(DEMANDS);
+    // Views say which connections are still needed, and connections take leases from what is known: the circle is
+    // closed here.
+    let connections: Arc<OnceLock<Arc<Connections<Known>>>> = Arc::default();
+    let known = Arc::new(Known::new(clock.clone(), demands, config.max_offline).on_view({
+        let connections = connections.clone();
+        move |tenant, mounts| {
+            if let Some(connections) = connections.get() {
+                connections.retain(tenant, |id| mounts.backends().iter().any(|backend| backend.id == *id));
+            }
+        }
+    }));
+    let connections = connections.get_or_init(|| Arc::new(Connections::new(known.clone()))).clone();
+    let reader = Arc::new(Reader::new(connections, journal.clone(), clock.clone(), metrics.clone()));
+
+    let readiness = {
+        let known = known.clone();
+        move || match known.link() {
+            Link::Ready => Readiness::ready(),
+            Link::Down(_) => Readiness { ready: true, reasons: vec!["stale: no stream to the control plane".into()] },
+            Link::Starting | Link::Up => {
+                Readiness { ready: false, reasons: vec!["no configuration from the control plane yet".into()] }
+            }
+        }
+    };
+    let router = Front::new(readiness)
+        .secrets(Arc::new(SecretsApi::new(known.clone(), reader, upstream.clone(), metrics.clone())))
+        .forwarded({
+            let forward = Forward::new(upstream.clone(), known.clone());
+            move |request| forward.clone().whole(request)
+        })
+        .metrics({
+            let (metrics, known, journal) = (metrics.clone(), known.clone(), journal.clone());
+            move || {
+                metrics.audit_backlog(journal.backlog().bytes);
+                metrics.leases_held(u64::try_from(known.leases_held()).unwrap_or(u64::MAX));
+                metrics.control_plane(if known.link() == Link::Ready { Health::Up } else { Health::Down });
+                metrics.render()
+            }
+        })
+        .build();
+
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr()?;
+    let tls = match config.tls {
+        Some((cert, key)) => Some(TlsSource::from_files(cert, key, ClientCertificates::Ignored).await?),
+        None => None,
+    };
+
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    tasks.spawn(serve(listener, tls, router, Limits::default(), stop.clone()));
+    tasks.spawn(follow_control_plane(upstream.clone(), known.clone(), demanded, stop.clone()));
+    tasks.spawn({
+        let (identity, upstream) = (identity.clone(), upstream.clone());
+        stop.clone().run_until_cancelled_owned(async move { identity.keep_renewed(upstream, clock).await })
+    });
+    let swept = known.clone();
+    tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            swept.sweep().await;
+        }
+    }));
+    let shipping = tokio::spawn(upstream::ship(journal.clone(), upstream));
+    Ok(Node { address, stop, tasks, known, journal, shipping })
+}
+
+async fn follow_control_plane(
+    upstream: Channel,
+    known: Arc<Known>,
+    demanded: mpsc::Receiver<scaivault_discovery::Demand>,
+    stop: CancellationToken,
+) {
+    let connect = || {
+        let client = DiscoveryServiceClient::new(upstream.clone());
+        async move { Ok::<_, std::convert::Infallible>(client) }
+    };
+    follow(connect, env!("CARGO_PKG_VERSION"), known, demanded, stop).await;
+}
+
+/// A directory for the node alone.
+fn private_dir(dir: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700)))
+        .with_context(|| format!("cannot make {} a directory for the node alone", dir.display()))
+}
+
+/// The key ring of the journal, wrapped by a key of this node that never leaves it.
+fn journal_key(dir: &Path) -> anyhow::Result<Keyring> {
+    let (root_file, ring_file) = (dir.join("node.key"), dir.join("node.keyring"));
+    let root = if root_file.exists() { RootKey::from_file(&root_file)? } else { RootKey::create_file(&root_file)? };
+    match fs::read(&ring_file) {
+        Ok(wrapped) => Ok(Keyring::unwrap(&wrapped, &root)
+            .with_context(|| format!("{} does not fit {}", ring_file.display(), root_file.display()))?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let ring = Keyring::generate();
+            fs::write(&ring_file, ring.wrap(&root)).with_context(|| format!("cannot write {}", ring_file.display()))?;
+            Ok(ring)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", ring_file.display())),
+    }
+}

@@ -1,0 +1,117 @@
+//! Forwarding to the control plane: whole requests of APIs that a node does not have, and single calls of the one it has.
+//!
+//! A change that is forwarded is answered once it is in force on this node, at most five seconds later: whoever changes
+//! a configuration or revokes a token through a node finds it so when they read through the same node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request as HttpRequest;
+use axum::response::Response as HttpResponse;
+use http::HeaderName;
+use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE};
+use scaivault_domain::{Error, Reason};
+use scaivault_edge::auth::TENANT;
+use scaivault_edge::error::grpc::status;
+use scaivault_edge::{RequestContext, refusal};
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt as _;
+use tower::ServiceExt as _;
+
+use crate::known::Known;
+
+/// The control plane's word for the commit of a change.
+const REVISION: HeaderName = HeaderName::from_static("x-scaivault-revision");
+/// How long an answer waits for its change to be in force here.
+const IN_FORCE: Duration = Duration::from_secs(5);
+/// Says that an answer did not wait long enough.
+const PENDING: HeaderName = HeaderName::from_static("x-scaivault-pending");
+/// Headers of one connection, which the next one has its own of.
+const HOP: [HeaderName; 6] = [
+    CONNECTION,
+    HOST,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// What forwarding needs.
+#[derive(Clone, Debug)]
+pub struct Forward {
+    upstream: Channel,
+    known: Arc<Known>,
+}
+
+impl Forward {
+    /// Forwards to `upstream`, and waits for `known` to have caught up.
+    pub fn new(upstream: Channel, known: Arc<Known>) -> Self {
+        Forward { upstream, known }
+    }
+
+    /// Forwards a request as it is, whatever its protocol, and gives the control plane's answer as it is.
+    pub async fn whole(self, request: HttpRequest) -> HttpResponse {
+        let (mut parts, body) = request.into_parts();
+        let original = parts.headers.clone();
+        for name in HOP {
+            parts.headers.remove(name);
+        }
+        parts.extensions.clear();
+        parts.version = http::Version::HTTP_2;
+        let request = http::Request::from_parts(parts, tonic::body::Body::new(body));
+        match self.upstream.oneshot(request).await {
+            Ok(response) => {
+                let revision = response.headers().get(REVISION).and_then(|value| value.to_str().ok()?.parse().ok());
+                let mut response = response.map(Body::new);
+                if let Some(revision) = revision
+                    && !self.known.in_force(revision, IN_FORCE).await
+                {
+                    response.headers_mut().insert(PENDING, http::HeaderValue::from_static("true"));
+                }
+                response
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a request could not be forwarded");
+                refusal(&original, no_control_plane())
+            }
+        }
+    }
+}
+
+/// The same call for the control plane: only the headers that it needs, and the id that the caller is told.
+pub(crate) fn forwarded<T>(request: Request<T>) -> Request<T> {
+    let context = RequestContext::of(&request);
+    let (metadata, _, message) = request.into_parts();
+    let mut kept = MetadataMap::new();
+    for name in ["authorization", TENANT, "traceparent", "tracestate"] {
+        if let Some(value) = metadata.get(name) {
+            kept.insert(name, value.clone());
+        }
+    }
+    if let Ok(id) = context.request_id.parse() {
+        kept.insert("x-request-id", id);
+    }
+    Request::from_parts(kept, tonic::Extensions::default(), message)
+}
+
+/// A failure of a forwarded call: the control plane's own, or that there was none.
+pub(crate) fn unreachable(failure: Status) -> Status {
+    let ours = failure.get_details_error_info().is_some_and(|info| info.domain == "scaivault");
+    if ours {
+        // Details and metadata are the control plane's; the node only hands them on.
+        return Status::with_details(failure.code(), failure.message(), failure.details().to_vec().into());
+    }
+    match failure.code() {
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => status(no_control_plane()),
+        _ => failure,
+    }
+}
+
+fn no_control_plane() -> Error {
+    Error::new(Reason::ControlPlaneUnavailable, "the node cannot reach its control plane, which this request needs")
+        .next("try again; proxied reads go on meanwhile")
+        .retry_after(Duration::from_secs(1))
+}

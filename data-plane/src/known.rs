@@ -1,0 +1,465 @@
+//! What the control plane told this node: views, grants and leases, in memory only.
+//!
+//! The stream applies changes here; requests read here and, where something is missing, demand it and wait.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use moka::sync::Cache;
+use scaivault_backends::Lease;
+use scaivault_backends::connection::Leases;
+use scaivault_discovery::{Change, Demand, LeaseRefusal, Sink};
+use scaivault_domain::access::Caller;
+use scaivault_domain::lease::LeaseKey;
+use scaivault_domain::tenant::TenantId;
+use scaivault_domain::time::Clock;
+use scaivault_domain::token::{TokenHash, hash_token};
+use scaivault_domain::view::{Generation, MountTable};
+use scaivault_domain::{Error, Reason};
+use scaivault_edge::auth::Verifier;
+use secrecy::SecretString;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout};
+
+/// How long a request waits for a grant that was demanded.
+const GRANT_WAIT: Duration = Duration::from_secs(2);
+/// How long a token is remembered as unknown.
+const UNKNOWN_FOR: Duration = Duration::from_secs(5);
+/// Most tokens that are remembered as unknown.
+const UNKNOWN: u64 = 100_000;
+/// Most demands for unknown tokens at once: strangers must not fill the stream.
+const DEMANDS: usize = 256;
+/// How long a refused lease is not demanded again.
+const LEASE_PAUSE: Duration = Duration::from_secs(1);
+
+/// One generation of a tenant's configuration, ready to route.
+#[derive(Debug)]
+pub struct View {
+    /// Which one.
+    pub generation: Generation,
+    /// Where paths live.
+    pub mounts: MountTable,
+}
+
+enum HeldLease {
+    Held(Arc<Lease>),
+    Refused(LeaseRefusal, Instant),
+}
+
+/// What this node knows.
+pub struct Known {
+    clock: Arc<dyn Clock>,
+    views: ArcSwap<HashMap<TenantId, Arc<View>>>,
+    grants: RwLock<HashMap<TokenHash, Arc<Caller>>>,
+    unknown: Cache<TokenHash, ()>,
+    leases: RwLock<HashMap<LeaseKey, HeldLease>>,
+    demands: mpsc::Sender<Demand>,
+    places: Semaphore,
+    /// The revision up to which everything is in force. Sent after every applied response; whoever waits looks again.
+    applied: watch::Sender<u64>,
+    link: watch::Sender<Link>,
+    max_offline: Duration,
+    retain: Box<dyn Fn(&TenantId, &MountTable) + Send + Sync>,
+}
+
+/// The stream to the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// There has been none since the start.
+    Starting,
+    /// It is up, and nothing was applied yet.
+    Up,
+    /// It is up, and what was applied is in force.
+    Ready,
+    /// It ended then; what was applied stays in force.
+    Down(Instant),
+}
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Known").field("link", &*self.link.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Known {
+    /// Knows nothing yet; what is missing is asked for through `demands`. Grants are trusted for `max_offline` without
+    /// the control plane.
+    pub fn new(clock: Arc<dyn Clock>, demands: mpsc::Sender<Demand>, max_offline: Duration) -> Self {
+        Known {
+            clock,
+            views: ArcSwap::default(),
+            grants: RwLock::default(),
+            unknown: Cache::builder().max_capacity(UNKNOWN).time_to_live(UNKNOWN_FOR).build(),
+            leases: RwLock::default(),
+            demands,
+            places: Semaphore::new(DEMANDS),
+            applied: watch::Sender::new(0),
+            link: watch::Sender::new(Link::Starting),
+            max_offline,
+            retain: Box::new(|_, _| {}),
+        }
+    }
+
+    /// Calls `retain` with each new view, for what is kept per backend.
+    #[must_use]
+    pub fn on_view(mut self, retain: impl Fn(&TenantId, &MountTable) + Send + Sync + 'static) -> Self {
+        self.retain = Box::new(retain);
+        self
+    }
+
+    /// The view of a tenant.
+    ///
+    /// # Errors
+    /// `unavailable` before the first view, `permission_denied` for a tenant that the node does not serve.
+    pub fn view(&self, tenant: &TenantId) -> Result<Arc<View>, Error> {
+        if let Some(view) = self.views.load().get(tenant) {
+            return Ok(view.clone());
+        }
+        match *self.link.borrow() {
+            Link::Ready | Link::Down(_) => {
+                Err(Error::new(Reason::PermissionDenied, "the node does not serve the tenant of the token")
+                    .next("use a node of your tenant"))
+            }
+            Link::Starting | Link::Up => Err(Error::new(Reason::Unavailable, "the node has no configuration yet")
+                .next("try again")
+                .retry_after(Duration::from_secs(1))),
+        }
+    }
+
+    /// The stream's state.
+    pub fn link(&self) -> Link {
+        *self.link.borrow()
+    }
+
+    /// Waits until something was applied.
+    pub async fn ready(&self) {
+        // The sender is in `self`, so the wait only ends as it should.
+        let _ = self.link.subscribe().wait_for(|link| *link == Link::Ready).await;
+    }
+
+    /// Waits until everything up to `revision` is in force here, at most for `patience`; whether it is.
+    pub async fn in_force(&self, revision: u64, patience: Duration) -> bool {
+        let mut applied = self.applied.subscribe();
+        timeout(patience, applied.wait_for(|known| *known >= revision)).await.is_ok_and(|known| known.is_ok())
+    }
+
+    /// How many leases are held.
+    pub fn leases_held(&self) -> usize {
+        let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
+        leases.values().filter(|lease| matches!(lease, HeldLease::Held(_))).count()
+    }
+
+    async fn grant(&self, hash: TokenHash) -> Result<Arc<Caller>, Error> {
+        if let Some(caller) = self.granted(hash) {
+            self.check_online()?;
+            if caller.expired(self.clock.now()) {
+                return Err(unauthenticated());
+            }
+            return Ok(caller);
+        }
+        if self.unknown.contains_key(&hash) {
+            return Err(unauthenticated());
+        }
+        if !self.is_linked() {
+            return Err(no_control_plane("the token is not known here, and the control plane cannot be asked"));
+        }
+        let Ok(_place) = self.places.try_acquire() else {
+            return Err(Error::new(Reason::RateLimited, "too many unknown tokens at once")
+                .next("try again")
+                .retry_after(Duration::from_secs(1)));
+        };
+        let mut link = self.link.subscribe();
+        let arrived = async {
+            let mut applied = self.applied.subscribe();
+            self.demand(Demand::Grant(hash)).await;
+            loop {
+                if let Some(caller) = self.granted(hash) {
+                    return Ok(caller);
+                }
+                if self.unknown.contains_key(&hash) {
+                    return Err(unauthenticated());
+                }
+                tokio::select! {
+                    applied = applied.changed() => applied.map_err(|_| Error::internal())?,
+                    _ = link.wait_for(|link| matches!(link, Link::Down(_))) => {
+                        return Err(no_control_plane("the control plane went away while it was asked for the token"));
+                    }
+                }
+            }
+        };
+        timeout(GRANT_WAIT, arrived)
+            .await
+            .unwrap_or_else(|_| Err(no_control_plane("the control plane did not say in time what the token may do")))
+    }
+
+    fn granted(&self, hash: TokenHash) -> Option<Arc<Caller>> {
+        self.grants.read().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned()
+    }
+
+    fn is_linked(&self) -> bool {
+        matches!(*self.link.borrow(), Link::Up | Link::Ready)
+    }
+
+    fn check_online(&self) -> Result<(), Error> {
+        match *self.link.borrow() {
+            Link::Down(since) if since.elapsed() > self.max_offline => {
+                Err(Error::new(Reason::OfflineTooLong, "the node has been without its control plane for too long")
+                    .next("restore the connection of the node to the control plane")
+                    .retry_after(Duration::from_secs(5)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn demand(&self, demand: Demand) {
+        // The stream's task lives as long as the process; when it is gone, nobody waits for an answer either.
+        let _ = self.demands.send(demand).await;
+    }
+
+    /// Forgets grants that are over, and gives their demands up.
+    pub async fn sweep(&self) {
+        let now = self.clock.now();
+        let over: Vec<TokenHash> = {
+            let mut grants = self.grants.write().unwrap_or_else(PoisonError::into_inner);
+            grants.extract_if(|_, caller| caller.expired(now)).map(|(hash, _)| hash).collect()
+        };
+        for hash in over {
+            self.demand(Demand::DropGrant(hash)).await;
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Verifier for Known {
+    async fn verify(&self, token: &SecretString) -> Result<Arc<Caller>, Error> {
+        let hash = hash_token(token).ok_or_else(unauthenticated)?;
+        self.grant(hash).await
+    }
+}
+
+impl Leases for Known {
+    async fn lease(&self, key: &LeaseKey, refused: Option<&str>) -> Result<Arc<Lease>, Error> {
+        let mut applied = self.applied.subscribe();
+        let mut demanded = false;
+        loop {
+            match self.held(key, refused) {
+                Some(Ok(lease)) => return Ok(lease),
+                Some(Err(error)) if demanded => return Err(error),
+                Some(Err(error)) if !self.may_ask_again(key) => return Err(error),
+                _ => {}
+            }
+            if !self.is_linked() {
+                return Err(no_lease("the node has no credential for the backend, and the control plane cannot be asked"));
+            }
+            if !demanded {
+                demanded = true;
+                self.forget_refusal(key);
+                applied.borrow_and_update();
+                self.demand(Demand::Lease { key: key.clone(), refused_id: refused.map(str::to_owned) }).await;
+                continue;
+            }
+            let mut link = self.link.subscribe();
+            tokio::select! {
+                applied = applied.changed() => applied.map_err(|_| Error::internal())?,
+                _ = link.wait_for(|link| matches!(link, Link::Down(_))) => {}
+            }
+        }
+    }
+}
+
+impl Known {
+    /// What is held for `key`, if it can be used.
+    fn held(&self, key: &LeaseKey, refused: Option<&str>) -> Option<Result<Arc<Lease>, Error>> {
+        let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
+        match leases.get(key)? {
+            HeldLease::Held(lease)
+                if refused != Some(lease.id.as_str()) && lease.expires_at.is_none_or(|end| end > Instant::now()) =>
+            {
+                Some(Ok(lease.clone()))
+            }
+            HeldLease::Held(_) => None,
+            HeldLease::Refused(refusal, _) => {
+                let mut error = Error::new(refusal.reason.unwrap_or(Reason::NoLease), refusal.message.clone())
+                    .next("see the backend's status");
+                error.retry_after = refusal.retry_after;
+                Some(Err(error))
+            }
+        }
+    }
+
+    fn may_ask_again(&self, key: &LeaseKey) -> bool {
+        let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
+        match leases.get(key) {
+            Some(HeldLease::Refused(refusal, at)) => at.elapsed() >= refusal.retry_after.unwrap_or(LEASE_PAUSE),
+            _ => true,
+        }
+    }
+
+    fn forget_refusal(&self, key: &LeaseKey) {
+        let mut leases = self.leases.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(leases.get(key), Some(HeldLease::Refused(..))) {
+            leases.remove(key);
+        }
+    }
+
+    fn apply_one(&self, change: Change) {
+        match change {
+            Change::View(view) => {
+                let mounts = MountTable::new(view.backends.iter().cloned());
+                (self.retain)(&view.tenant, &mounts);
+                let swapped = Arc::new(View { generation: view.generation, mounts });
+                self.views.rcu(|views| {
+                    let mut views = HashMap::clone(views);
+                    views.insert(view.tenant.clone(), swapped.clone());
+                    views
+                });
+            }
+            Change::ViewGone(tenant) => {
+                (self.retain)(&tenant, &MountTable::default());
+                self.views.rcu(|views| {
+                    let mut views = HashMap::clone(views);
+                    views.remove(&tenant);
+                    views
+                });
+            }
+            Change::Grant(hash, _, caller) => {
+                self.unknown.invalidate(&hash);
+                self.grants.write().unwrap_or_else(PoisonError::into_inner).insert(hash, caller);
+            }
+            Change::GrantGone(hash) => {
+                // In this order: a reader between the two must find nothing that lets it in.
+                self.unknown.insert(hash, ());
+                self.grants.write().unwrap_or_else(PoisonError::into_inner).remove(&hash);
+                // A full channel costs a demand that stays open, nothing more.
+                let _ = self.demands.try_send(Demand::DropGrant(hash));
+            }
+            Change::Lease(push) => {
+                let lease = Lease {
+                    id: push.id,
+                    material: push.material,
+                    expires_at: push.remaining.map(|remaining| Instant::now() + remaining),
+                };
+                let held = HeldLease::Held(Arc::new(lease));
+                self.leases.write().unwrap_or_else(PoisonError::into_inner).insert(push.key, held);
+            }
+            Change::LeaseGone(key, refusal) => {
+                let refused = HeldLease::Refused(refusal, Instant::now());
+                self.leases.write().unwrap_or_else(PoisonError::into_inner).insert(key, refused);
+            }
+        }
+    }
+}
+
+impl Sink for Known {
+    fn apply(&self, changes: Vec<Change>, revision: u64) {
+        for change in changes {
+            self.apply_one(change);
+        }
+        self.link.send_if_modified(|link| std::mem::replace(link, Link::Ready) != Link::Ready);
+        self.applied.send_replace(revision);
+    }
+
+    fn connected(&self) {
+        self.link.send_replace(Link::Up);
+    }
+
+    fn disconnected(&self) {
+        self.link.send_if_modified(|link| {
+            let was_up = matches!(link, Link::Up | Link::Ready);
+            if was_up {
+                *link = Link::Down(Instant::now());
+            }
+            was_up
+        });
+    }
+}
+
+fn unauthenticated() -> Error {
+    Error::new(Reason::Unauthenticated, "the token is unknown, expired or revoked")
+        .next("use a current token in `Authorization: Bearer …`")
+}
+
+fn no_control_plane(message: &'static str) -> Error {
+    Error::new(Reason::ControlPlaneUnavailable, message).next("try again").retry_after(Duration::from_secs(1))
+}
+
+fn no_lease(message: &'static str) -> Error {
+    Error::new(Reason::NoLease, message).next("try again").retry_after(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use scaivault_domain::access::Scope;
+    use scaivault_domain::time::Timestamp;
+    use scaivault_domain::token::token_from_random;
+
+    use super::*;
+
+    struct Noon;
+
+    impl Clock for Noon {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_millis(1_000_000)
+        }
+    }
+
+    fn known() -> (Arc<Known>, mpsc::Receiver<Demand>) {
+        let (demands, demanded) = mpsc::channel(16);
+        (Arc::new(Known::new(Arc::new(Noon), demands, Duration::from_secs(3600))), demanded)
+    }
+
+    fn caller() -> Arc<Caller> {
+        Arc::new(Caller {
+            tenant: TenantId::parse("t").unwrap(),
+            token: None,
+            subject: "s".into(),
+            accessor: "a".into(),
+            scopes: vec![Scope::SecretsRead],
+            rules: [].into(),
+            expires_at: None,
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_token_without_the_control_plane_is_unavailable_and_not_refused() {
+        let (known, _demanded) = known();
+        let refused = known.verify(&token_from_random([1; 32])).await.expect_err("nobody can be asked");
+        assert_eq!(refused.reason, Reason::ControlPlaneUnavailable);
+        let malformed = known.verify(&"svt_nonsense".into()).await.expect_err("not a token");
+        assert_eq!(malformed.reason, Reason::Unauthenticated);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_grant_is_demanded_once_known_and_gone_when_revoked() {
+        let (known, mut demanded) = known();
+        known.connected();
+        let token = token_from_random([2; 32]);
+        let hash = hash_token(&token).unwrap();
+        let asking = tokio::spawn({
+            let (known, token) = (known.clone(), token.clone());
+            async move { known.verify(&token).await }
+        });
+        assert_eq!(demanded.recv().await, Some(Demand::Grant(hash)));
+        known.apply(vec![Change::Grant(hash, 1, caller())], 1);
+        assert_eq!(asking.await.unwrap().unwrap().subject, "s");
+        known.apply(vec![Change::GrantGone(hash)], 2);
+        assert_eq!(known.verify(&token).await.expect_err("revoked").reason, Reason::Unauthenticated);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_known_token_works_offline_but_not_for_ever() {
+        let (known, _demanded) = known();
+        let token = token_from_random([3; 32]);
+        known.connected();
+        known.apply(vec![Change::Grant(hash_token(&token).unwrap(), 1, caller())], 1);
+        known.disconnected();
+        assert!(known.verify(&token).await.is_ok());
+        tokio::time::advance(Duration::from_secs(3601)).await;
+        assert_eq!(known.verify(&token).await.expect_err("too long").reason, Reason::OfflineTooLong);
+        known.connected();
+        assert!(known.verify(&token).await.is_ok());
+    }
+}

@@ -1,0 +1,3 @@
+//! What a node does itself: proxied reads.
+
+pub mod read;

@@ -1,0 +1,226 @@
+//! One backend as a plane uses it: adapter, guard and coalescing behind one call.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use scaivault_domain::backend::{BackendId, Target};
+use scaivault_domain::lease::LeaseKey;
+use scaivault_domain::mapping::RemoteName;
+use scaivault_domain::tenant::{BackendName, TenantId};
+use scaivault_domain::view::BackendView;
+use scaivault_domain::{Error, Reason};
+use tokio::time::{Instant, timeout_at};
+
+use crate::coalesce::Coalescer;
+use crate::guard::{Guard, Limits, Retry};
+use crate::{Backend, BackendError, Lease, Page, PageToken, RemoteSecret, RemoteVersion, SecretBackend as _};
+
+/// Where leases come from: the control plane's logins, or what a node was given.
+pub trait Leases: Send + Sync + 'static {
+    /// A lease for `key`; another one than `refused`, which the backend did not take.
+    fn lease(
+        &self,
+        key: &LeaseKey,
+        refused: Option<&str>,
+    ) -> impl Future<Output = Result<Arc<Lease>, Error>> + Send;
+}
+
+/// A connection to one backend. Cheap to share; everybody who uses the backend uses the same one.
+pub struct Connection<L> {
+    key: LeaseKey,
+    name: BackendName,
+    target: Target,
+    backend: Backend,
+    guard: Guard,
+    reads: Coalescer<RemoteName, Arc<RemoteSecret>>,
+    leases: Arc<L>,
+}
+
+impl<L> fmt::Debug for Connection<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("key", &self.key)
+            .field("guard", &self.guard)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<L: Leases> Connection<L> {
+    /// The guard, whose state is part of the backend's status.
+    pub fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// The current value of `name`, within `timeout`. Identical reads in flight share one call of the backend.
+    ///
+    /// # Errors
+    /// What the backend did wrong, as the caller of the API is told it.
+    pub async fn read(
+        self: &Arc<Self>,
+        name: &RemoteName,
+        timeout: Duration,
+    ) -> Result<Arc<RemoteSecret>, Error> {
+        let deadline = Instant::now() + timeout;
+        // A lease that cannot be had must not be shared as if the backend had failed, so it comes first.
+        let lease = self.lease(None, deadline).await?;
+        let outcome = self.shared_read(name, lease.clone(), deadline).await;
+        let outcome = match outcome {
+            Err(BackendError::LoginExpired) => {
+                let lease = self.lease(Some(&lease.id), deadline).await?;
+                self.shared_read(name, lease, deadline).await
+            }
+            outcome => outcome,
+        };
+        outcome.map_err(|error| named(error, &self.name))
+    }
+
+    async fn shared_read(
+        self: &Arc<Self>,
+        name: &RemoteName,
+        lease: Arc<Lease>,
+        deadline: Instant,
+    ) -> Result<Arc<RemoteSecret>, BackendError> {
+        let (connection, remote) = (self.clone(), name.clone());
+        let call = async move {
+            let left = deadline.saturating_duration_since(Instant::now());
+            connection
+                .guard
+                .call(Retry::PROXIED_READ, left, || connection.backend.read(&lease, &remote))
+                .await
+                .map(Arc::new)
+        };
+        // Whoever joins a call that began earlier still has a deadline of its own.
+        timeout_at(deadline, self.reads.run(name.clone(), call)).await.unwrap_or(Err(BackendError::Timeout))
+    }
+
+    /// The versions that the backend still knows of, newest first.
+    ///
+    /// # Errors
+    /// What the backend did wrong, as the caller of the API is told it.
+    pub async fn history(
+        self: &Arc<Self>,
+        name: &RemoteName,
+        timeout: Duration,
+    ) -> Result<Vec<RemoteVersion>, Error> {
+        let call = |lease: Arc<Lease>| {
+            let (connection, name) = (self.clone(), name.clone());
+            async move { connection.backend.history(&lease, &name).await }
+        };
+        let mut history = self.guarded(timeout, call).await?;
+        history.reverse();
+        Ok(history)
+    }
+
+    /// One part of what is directly in `folder` (`None`: in the whole store).
+    ///
+    /// # Errors
+    /// What the backend did wrong, as the caller of the API is told it.
+    pub async fn list(
+        self: &Arc<Self>,
+        folder: Option<&RemoteName>,
+        after: Option<&PageToken>,
+        timeout: Duration,
+    ) -> Result<Page, Error> {
+        let call = |lease: Arc<Lease>| {
+            let (connection, folder, after) = (self.clone(), folder.cloned(), after.cloned());
+            async move { connection.backend.list(&lease, folder.as_ref(), after.as_ref()).await }
+        };
+        self.guarded(timeout, call).await
+    }
+
+    /// Asks the backend whether it answers and takes our login.
+    ///
+    /// # Errors
+    /// What the backend did wrong, as the caller of the API is told it.
+    pub async fn probe(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
+        let call = |lease: Arc<Lease>| {
+            let connection = self.clone();
+            async move { connection.backend.probe(&lease).await }
+        };
+        self.guarded(timeout, call).await
+    }
+
+    async fn guarded<T, F>(
+        &self,
+        timeout: Duration,
+        call: impl Fn(Arc<Lease>) -> F + Send + Sync,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, BackendError>> + Send,
+    {
+        let deadline = Instant::now() + timeout;
+        let mut refused = None;
+        loop {
+            let lease = self.lease(refused.as_deref(), deadline).await?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.guard.call(Retry::PROXIED_READ, left, || call(lease.clone())).await {
+                Err(BackendError::LoginExpired) if refused.is_none() => refused = Some(lease.id.clone()),
+                outcome => return outcome.map_err(|error| named(error, &self.name)),
+            }
+        }
+    }
+
+    async fn lease(&self, refused: Option<&str>, deadline: Instant) -> Result<Arc<Lease>, Error> {
+        timeout_at(deadline, self.leases.lease(&self.key, refused)).await.unwrap_or_else(|_| {
+            let message = format!("no credential for the backend `{}` came in time", self.name);
+            Err(Error::new(Reason::NoLease, message)
+                .next("try again; the backend's status tells why")
+                .retry_after(Duration::from_secs(1)))
+        })
+    }
+}
+
+/// The connections of a plane, one for each backend that is used.
+#[derive(Debug)]
+pub struct Connections<L> {
+    leases: Arc<L>,
+    open: Mutex<HashMap<LeaseKey, Arc<Connection<L>>>>,
+}
+
+impl<L: Leases> Connections<L> {
+    /// No connections yet; leases come from `leases`.
+    pub fn new(leases: Arc<L>) -> Self {
+        Connections { leases, open: Mutex::default() }
+    }
+
+    /// The connection to `backend`; a new one if its target has changed.
+    ///
+    /// # Errors
+    /// `backend_invalid_answer` if the target's certificates are unusable.
+    pub fn of(&self, tenant: &TenantId, backend: &BackendView) -> Result<Arc<Connection<L>>, Error> {
+        let key = LeaseKey { tenant: tenant.clone(), backend: backend.id.clone() };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connection) = open.get(&key)
+            && connection.target == backend.target
+        {
+            return Ok(connection.clone());
+        }
+        let adapter = Backend::connect(&backend.target).map_err(|error| named(error, &backend.name))?;
+        let connection = Arc::new(Connection {
+            key: key.clone(),
+            name: backend.name.clone(),
+            target: backend.target.clone(),
+            backend: adapter,
+            guard: Guard::new(Limits::default()),
+            reads: Coalescer::default(),
+            leases: self.leases.clone(),
+        });
+        open.insert(key, connection.clone());
+        Ok(connection)
+    }
+
+    /// Forgets the connections of `tenant` to backends that are not among `kept`.
+    pub fn retain(&self, tenant: &TenantId, kept: impl Fn(&BackendId) -> bool) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|key, _| key.tenant != *tenant || kept(&key.backend));
+    }
+}
+
+/// What the caller of the API is told of a failure of the backend `name`.
+fn named(error: BackendError, name: &BackendName) -> Error {
+    let mut shown = Error::from(error);
+    shown.message = format!("backend `{name}`: {}", shown.message).into();
+    shown
+}

@@ -1,0 +1,231 @@
+//! The HTTP client of an adapter: one per backend, built so that a credential goes nowhere but to its endpoint.
+//!
+//! No redirects, no proxy from the environment, no process-wide configuration. Answers are bounded: no compression is
+//! asked for and none is taken, so the limit holds for what would be parsed.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response, StatusCode};
+use scaivault_domain::backend::Endpoint;
+use scaivault_domain::time::Timestamp;
+use zeroize::Zeroizing;
+
+use crate::error::BackendError;
+use crate::tls::{Trust, client_config};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// For calls without a deadline of their own; no configured deadline is longer.
+const LONGEST_CALL: Duration = Duration::from_secs(60);
+/// A connection whose other end vanished is noticed this fast, not when the kernel gives up.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Segments as one path, each encoded by itself; `None` if one of them would not arrive as it is.
+pub(crate) fn encode_path<'a>(segments: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let mut path = String::new();
+    for segment in segments {
+        // URL parsers remove the dots even where they are encoded.
+        if matches!(segment, "" | "." | "..") {
+            return None;
+        }
+        path.push('/');
+        path.extend(utf8_percent_encode(segment, PLAIN));
+    }
+    Some(path)
+}
+
+/// Text for a query.
+pub(crate) fn encode(text: &str) -> String {
+    utf8_percent_encode(text, PLAIN).to_string()
+}
+
+/// An answer whose status its adapter understands, read to its end.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    /// The server's clock.
+    pub(crate) date: Option<Timestamp>,
+    pub(crate) body: Zeroizing<Vec<u8>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Http {
+    client: Client,
+    base: String,
+}
+
+/// A client that sends a credential nowhere but to `endpoint`.
+pub(crate) fn client(
+    endpoint: &Endpoint,
+    trust: Trust<'_>,
+    headers: HeaderMap,
+) -> Result<Client, BackendError> {
+    // Without TLS there is nothing to verify, and perhaps no system roots either.
+    let trust = if endpoint.is_https() { trust } else { Trust::Anything };
+    Client::builder()
+        .tls_backend_preconfigured(client_config(trust)?)
+        .redirect(Policy::none())
+        .no_proxy()
+        .referer(false)
+        .default_headers(headers)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(LONGEST_CALL)
+        .http2_keep_alive_interval(PING_EVERY)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
+        .build()
+        .map_err(|_| BackendError::InvalidConfig("no HTTP client can be made of it"))
+}
+
+impl Http {
+    pub(crate) fn new(
+        endpoint: &Endpoint,
+        trust: Trust<'_>,
+        headers: HeaderMap,
+    ) -> Result<Self, BackendError> {
+        let client = client(endpoint, trust, headers)?;
+        Ok(Http { client, base: endpoint.to_string() })
+    }
+
+    /// Asks for the JSON at `path`, which begins with a slash and is encoded. Statuses that mean the same for every
+    /// store are errors already; the others are for the adapter.
+    pub(crate) async fn get_json(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+        limit: usize,
+    ) -> Result<Answer, BackendError> {
+        let url = format!("{}{path}", self.base);
+        let response = self.client.get(url).headers(headers).send().await.map_err(|error| fault(&error))?;
+        let status = response.status();
+        if status.is_redirection() {
+            return Err(BackendError::InvalidAnswer(
+                "a redirect, which is not followed with a credential; name the final address as endpoint",
+            ));
+        }
+        let date = header(&response, DATE).and_then(parse_date);
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            let retry_after = header(&response, RETRY_AFTER).and_then(|text| parse_retry_after(text, date));
+            return Err(BackendError::Throttled { retry_after });
+        }
+        if status.is_server_error() {
+            return Err(BackendError::Server { status: status.as_u16() });
+        }
+        let media_type = header(&response, CONTENT_TYPE).unwrap_or("").split(';').next().unwrap_or("");
+        if !media_type.trim().eq_ignore_ascii_case("application/json") {
+            return Err(BackendError::InvalidAnswer("no JSON"));
+        }
+        if response.headers().contains_key(CONTENT_ENCODING) {
+            return Err(BackendError::InvalidAnswer("an encoding that was not asked for"));
+        }
+        Ok(Answer { status, date, body: read_body(response, limit).await? })
+    }
+}
+
+fn header(response: &Response, name: HeaderName) -> Option<&str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+async fn read_body(mut response: Response, limit: usize) -> Result<Zeroizing<Vec<u8>>, BackendError> {
+    let announced = response.content_length().unwrap_or(0);
+    let announced = usize::try_from(announced).unwrap_or(usize::MAX);
+    if announced > limit {
+        return Err(BackendError::TooLarge);
+    }
+    let mut body = Zeroizing::new(Vec::with_capacity(announced));
+    while let Some(chunk) = response.chunk().await.map_err(|error| fault(&error))? {
+        if body.len() + chunk.len() > limit {
+            return Err(BackendError::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// What a failed exchange means. The error itself is dropped: it prints the URL.
+fn fault(error: &reqwest::Error) -> BackendError {
+    if error.is_connect() {
+        return BackendError::Unreachable(connect_fault(error));
+    }
+    if error.is_timeout() {
+        return BackendError::Timeout;
+    }
+    if error.is_body() || error.is_decode() {
+        return BackendError::InvalidAnswer("it ended early");
+    }
+    if causes(error).any(|cause| cause.downcast_ref().is_some_and(hyper::Error::is_parse)) {
+        return BackendError::InvalidAnswer("no HTTP");
+    }
+    BackendError::Unreachable("the connection broke")
+}
+
+fn connect_fault(error: &reqwest::Error) -> &'static str {
+    if error.is_timeout() {
+        return "nothing accepts connections there";
+    }
+    for cause in causes(error) {
+        match cause.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(_)) => return "its certificate is not trusted",
+            Some(_) => return "the TLS handshake failed",
+            None => {}
+        }
+        if cause.downcast_ref().is_some_and(|io: &io::Error| io.kind() == io::ErrorKind::ConnectionRefused) {
+            return "the connection was refused";
+        }
+        if cause.to_string() == "dns error" {
+            return "its name does not resolve";
+        }
+    }
+    "no connection could be made"
+}
+
+/// What is behind `error`. An I/O error is no source of the one it wraps, so it is opened here.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(error.source(), |&cause| match cause.downcast_ref::<io::Error>() {
+        Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+        None => cause.source(),
+    })
+}
+
+fn parse_date(text: &str) -> Option<Timestamp> {
+    let date = jiff::fmt::rfc2822::parse(text).ok()?;
+    Some(Timestamp::from_millis(date.timestamp().as_millisecond()))
+}
+
+/// Seconds, or a moment by the server's own clock, which need not be ours.
+fn parse_retry_after(text: &str, now: Option<Timestamp>) -> Option<Duration> {
+    match text.trim().parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => Some(parse_date(text)?.since(now?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_arrive_as_they_are() {
+        assert_eq!(encode_path(["a b", "ä/%", "x.y_z~-"]).as_deref(), Some("/a%20b/%C3%A4%2F%25/x.y_z~-"));
+        for segment in ["", ".", ".."] {
+            assert_eq!(encode_path(["a", segment, "b"]), None);
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = parse_date("Sun, 06 Nov 1994 08:49:37 GMT");
+        assert!(now.is_some());
+        let after = |text| parse_retry_after(text, now);
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(after("Sun, 06 Nov 1994 08:49:57 GMT"), Some(Duration::from_secs(20)));
+        assert_eq!(after("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(after("soon"), None);
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:57 GMT", None), None);
+    }
+}

@@ -1,0 +1,484 @@
+//! HashiCorp Vault and OpenBao: KV version 1 and 2.
+//!
+//! Plain `reqwest` and not `vaultrs`, because on this path go the credential and every proxied read: `vaultrs` follows
+//! a redirect to another host with the token, has no timeout of its own, drops `Retry-After`, panics on a token with a
+//! line break, drops `..` segments silently and takes defaults from `VAULT_*` of the process. Four GET requests are
+//! less than what it would take to make that safe.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::future::Cache;
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use scaivault_domain::backend::{KvVersion, VaultTarget};
+use scaivault_domain::mapping::RemoteName;
+use scaivault_domain::secret::{Kind, Metadata, SecretValue, State};
+use scaivault_domain::time::Timestamp;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::error::BackendError;
+use crate::http::{Answer, Http, client, encode, encode_path};
+use crate::mount::{Folder, Mount, literal_part};
+use crate::tls::Trust;
+use crate::{
+    EntryKind, Lease, Material, Page, PageToken, RemoteEntry, RemoteSecret, RemoteVersion, SecretBackend,
+};
+
+const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
+const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
+const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
+
+/// Vault's own limit of a value is 1 MiB.
+const READ_LIMIT: usize = 2 * 1024 * 1024;
+/// For servers that list a whole folder at once.
+const LIST_LIMIT: usize = 32 * 1024 * 1024;
+/// How many keys a server that knows pages is asked for.
+const KEYS_PER_PAGE: usize = 1000;
+
+const MOUNT_IS_TRUSTED_FOR: Duration = Duration::from_secs(600);
+const MOST_MOUNTS: u64 = 1024;
+/// A token is looked up this rarely, however many reads are forbidden.
+const VERDICT_IS_TRUSTED_FOR: Duration = Duration::from_secs(5);
+const MOST_VERDICTS: u64 = 256;
+
+/// One Vault or OpenBao, in one namespace.
+#[derive(Debug)]
+pub struct VaultBackend {
+    http: Http,
+    configured: Option<Arc<Mount>>,
+    /// By the literal part of a name.
+    mounts: Cache<String, Arc<Mount>>,
+    /// By lease, what its token was found to be after a 403.
+    verdicts: Cache<String, Token>,
+}
+
+/// What a token is, whatever it may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Valid,
+    Invalid,
+}
+
+/// What is asked of a name.
+#[derive(Clone, Copy)]
+enum Question<'a> {
+    Value,
+    Versions,
+    Keys { after: Option<&'a PageToken> },
+}
+
+/// The HTTP client for logins: as careful with the credential as the adapter's own.
+///
+/// # Errors
+/// `InvalidConfig`, if the CA certificate is unusable.
+pub fn vault_client(target: &VaultTarget) -> Result<reqwest::Client, BackendError> {
+    client(&target.endpoint, trust(target), HeaderMap::new())
+}
+
+fn trust(target: &VaultTarget) -> Trust<'_> {
+    match &target.ca_cert {
+        _ if !target.tls_verify => Trust::Anything,
+        Some(pem) => Trust::Only(pem),
+        None => Trust::System,
+    }
+}
+
+impl VaultBackend {
+    /// Prepares the connections; calls nobody yet.
+    ///
+    /// # Errors
+    /// `InvalidConfig`, if the CA certificate or the namespace is unusable.
+    pub fn connect(target: &VaultTarget) -> Result<Self, BackendError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST, HeaderValue::from_static("true"));
+        if let Some(namespace) = &target.namespace {
+            let value = HeaderValue::from_str(namespace)
+                .map_err(|_| BackendError::InvalidConfig("`namespace` is no text that a header can carry"))?;
+            headers.insert(NAMESPACE, value);
+        }
+        Ok(VaultBackend {
+            http: Http::new(&target.endpoint, trust(target), headers)?,
+            configured: target.kv.as_ref().map(|kv| Arc::new(Mount::configured(kv))),
+            mounts: Cache::builder().max_capacity(MOST_MOUNTS).time_to_live(MOUNT_IS_TRUSTED_FOR).build(),
+            verdicts: Cache::builder()
+                .max_capacity(MOST_VERDICTS)
+                .time_to_live(VERDICT_IS_TRUSTED_FOR)
+                .build(),
+        })
+    }
+
+    /// One request below `/v1`. An answer is 200, 403 or 404.
+    async fn get(&self, lease: &Lease, path: &str, limit: usize) -> Result<Answer, BackendError> {
+        let answer = self.http.get_json(&format!("/v1{path}"), token_header(lease)?, limit).await?;
+        match answer.status.as_u16() {
+            200 | 403 | 404 => Ok(answer),
+            401 => Err(BackendError::LoginExpired),
+            // Not caught up yet, or a secondary that serves nobody: another node may answer.
+            status @ (412 | 472 | 473) => Err(BackendError::Server { status }),
+            400 => Err(BackendError::InvalidAnswer("it takes the request for malformed")),
+            _ => Err(BackendError::InvalidAnswer("a status that this request cannot have")),
+        }
+    }
+
+    async fn ask(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+        question: Question<'_>,
+    ) -> Result<(KvVersion, Answer), BackendError> {
+        let mount = self.mount(lease, name).await?;
+        let answer = self.ask_mount(&mount, lease, name, question).await?;
+        if mount.version == KvVersion::V2 || !Envelope::of(&answer)?.says_versioned() {
+            return Ok((mount.version, answer));
+        }
+        // The mount was upgraded since it was looked up.
+        self.mounts.invalidate(&literal_part(name)?.join("/")).await;
+        let mount = self.mount(lease, name).await?;
+        if mount.version == KvVersion::V1 {
+            return Err(BackendError::InvalidConfig("the KV mount is of version 2, not 1"));
+        }
+        Ok((mount.version, self.ask_mount(&mount, lease, name, question).await?))
+    }
+
+    async fn ask_mount(
+        &self,
+        mount: &Mount,
+        lease: &Lease,
+        name: &RemoteName,
+        question: Question<'_>,
+    ) -> Result<Answer, BackendError> {
+        let path = mount.path_of(name)?;
+        if path.is_empty() && !matches!(question, Question::Keys { .. }) {
+            return Err(BackendError::Unrepresentable);
+        }
+        let infix = match (mount.version, question) {
+            (KvVersion::V1, _) => None,
+            (KvVersion::V2, Question::Value) => Some("data"),
+            (KvVersion::V2, Question::Versions | Question::Keys { .. }) => Some("metadata"),
+        };
+        let segments = mount.segments().chain(infix).chain(path);
+        let mut path = encode_path(segments).ok_or(BackendError::Unrepresentable)?;
+        let mut limit = READ_LIMIT;
+        if let Question::Keys { after } = question {
+            path.push_str("?list=true");
+            if mount.version == KvVersion::V2 {
+                path.push_str(&format!("&limit={KEYS_PER_PAGE}"));
+            }
+            if let Some(PageToken(after)) = after {
+                path.push_str(&format!("&after={}", encode(after)));
+            }
+            limit = LIST_LIMIT;
+        }
+        let answer = self.get(lease, &path, limit).await?;
+        if answer.status == StatusCode::FORBIDDEN {
+            return Err(self.refusal(lease).await);
+        }
+        Ok(answer)
+    }
+
+    async fn mount(&self, lease: &Lease, name: &RemoteName) -> Result<Arc<Mount>, BackendError> {
+        if let Some(mount) = &self.configured {
+            return Ok(mount.clone());
+        }
+        let literal = literal_part(name)?;
+        let looked_up = self.mounts.try_get_with(literal.join("/"), self.look_up_mount(lease, &literal));
+        looked_up.await.map_err(|error| (*error).clone())
+    }
+
+    async fn look_up_mount(&self, lease: &Lease, literal: &[&str]) -> Result<Arc<Mount>, BackendError> {
+        let below = encode_path(literal.iter().copied()).ok_or(BackendError::Unrepresentable)?;
+        let answer = self.get(lease, &format!("/sys/internal/ui/mounts{below}"), READ_LIMIT).await?;
+        match answer.status {
+            StatusCode::OK => {}
+            StatusCode::FORBIDDEN => {
+                return Err(match self.refusal(lease).await {
+                    BackendError::Forbidden => BackendError::MountLookupForbidden,
+                    error => error,
+                });
+            }
+            _ => {
+                return Err(BackendError::InvalidConfig("no such namespace, or the endpoint is no Vault"));
+            }
+        }
+        let mount: MountAnswer = Envelope::of(&answer)?.data()?;
+        if !matches!(&*mount.kind, "kv" | "generic") {
+            return Err(BackendError::InvalidConfig("the template names a mount that is no KV store"));
+        }
+        let version = mount.options.unwrap_or_default().get("version").map_or("", String::as_str) == "2";
+        let version = if version { KvVersion::V2 } else { KvVersion::V1 };
+        Ok(Arc::new(Mount::looked_up(&mount.path, version)))
+    }
+
+    /// Vault says 403 to a token that ended as well as to one that may not read the name.
+    async fn refusal(&self, lease: &Lease) -> BackendError {
+        match self.verdicts.try_get_with(lease.id.clone(), self.look_up_token(lease)).await {
+            Ok(Token::Valid) => BackendError::Forbidden,
+            Ok(Token::Invalid) => BackendError::LoginExpired,
+            Err(error) => (*error).clone(),
+        }
+    }
+
+    async fn look_up_token(&self, lease: &Lease) -> Result<Token, BackendError> {
+        let answer = self.get(lease, "/auth/token/lookup-self", READ_LIMIT).await?;
+        match answer.status {
+            StatusCode::OK => Ok(Token::Valid),
+            StatusCode::FORBIDDEN => {
+                // A token without the default policy may not even look itself up. Only the verdict of a policy is
+                // written as a list of one; taking that for an ended token would log in again for every such read.
+                let refused_by_policy = "1 error occurred:\n\t* permission denied";
+                let errors = Envelope::of(&answer)?.errors.unwrap_or_default();
+                let valid = errors.iter().any(|error| error.starts_with(refused_by_policy));
+                Ok(if valid { Token::Valid } else { Token::Invalid })
+            }
+            _ => Err(BackendError::InvalidConfig("no such namespace, or the endpoint is no Vault")),
+        }
+    }
+}
+
+impl SecretBackend for VaultBackend {
+    async fn read(&self, lease: &Lease, name: &RemoteName) -> Result<RemoteSecret, BackendError> {
+        match self.ask(lease, name, Question::Value).await? {
+            (KvVersion::V1, answer) => read_v1(&answer),
+            (KvVersion::V2, answer) => read_v2(&answer),
+        }
+    }
+
+    async fn history(&self, lease: &Lease, name: &RemoteName) -> Result<Vec<RemoteVersion>, BackendError> {
+        match self.ask(lease, name, Question::Versions).await? {
+            (KvVersion::V1, answer) => {
+                let RemoteSecret { remote_version, created, .. } = read_v1(&answer)?;
+                Ok(vec![RemoteVersion { remote_version, state: State::Active, created }])
+            }
+            (KvVersion::V2, answer) => versions(&answer),
+        }
+    }
+
+    async fn list(
+        &self,
+        lease: &Lease,
+        folder: Option<&RemoteName>,
+        after: Option<&PageToken>,
+    ) -> Result<Page, BackendError> {
+        if let Some(mount) = &self.configured
+            && let Folder::Above(next) = mount.folder(folder)?
+        {
+            let name =
+                folder.map_or_else(|| RemoteName::with_literal(&*next, 0), |folder| folder.child(&next));
+            return Ok(Page { entries: vec![RemoteEntry { name, kind: EntryKind::Folder }], next: None });
+        }
+        let folder = folder.ok_or(BackendError::MountNotLiteral)?;
+        let (version, answer) = self.ask(lease, folder, Question::Keys { after }).await?;
+        keys(&answer, version, folder, after)
+    }
+
+    async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {
+        match self.look_up_token(lease).await? {
+            Token::Valid => Ok(()),
+            Token::Invalid => Err(BackendError::LoginExpired),
+        }
+    }
+}
+
+fn token_header(lease: &Lease) -> Result<HeaderMap, BackendError> {
+    let Material::VaultToken(token) = &lease.material;
+    let token = token.expose_secret();
+    let unusable =
+        BackendError::InvalidConfig("the token holds characters that no token has, such as a line break");
+    if token.chars().any(char::is_control) {
+        return Err(unusable);
+    }
+    let mut value = HeaderValue::from_str(token).map_err(|_| unusable)?;
+    value.set_sensitive(true);
+    Ok(HeaderMap::from_iter([(TOKEN, value)]))
+}
+
+/// What every answer of Vault is wrapped in.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+    #[serde(default)]
+    errors: Option<Vec<String>>,
+    #[serde(default)]
+    warnings: Option<Vec<String>>,
+}
+
+const NO_JSON_OF_VAULT: BackendError = BackendError::InvalidAnswer("JSON that is not Vault's");
+
+fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, BackendError> {
+    serde_json::from_str(json).map_err(|_| NO_JSON_OF_VAULT)
+}
+
+impl<'a> Envelope<'a> {
+    fn of(answer: &'a Answer) -> Result<Self, BackendError> {
+        serde_json::from_slice(&answer.body).map_err(|_| NO_JSON_OF_VAULT)
+    }
+
+    fn data<T: Deserialize<'a>>(&self) -> Result<T, BackendError> {
+        parse(self.data.ok_or(NO_JSON_OF_VAULT)?.get())
+    }
+
+    /// What a version 2 mount says to a version 1 request.
+    fn says_versioned(&self) -> bool {
+        self.warnings.iter().flatten().any(|warning| warning.contains("versioned K/V"))
+    }
+
+    /// What a 404 means that says nothing about a version. A mount that vanished is not a secret that was deleted.
+    fn absence(&self) -> BackendError {
+        match &self.errors {
+            Some(errors) if errors.is_empty() => BackendError::NotFound,
+            Some(_) => BackendError::InvalidConfig("no such mount or namespace"),
+            None => NO_JSON_OF_VAULT,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct MountAnswer {
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+    options: Option<HashMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+struct Versioned<'a> {
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    metadata: Current,
+}
+
+#[derive(Deserialize)]
+struct Current {
+    version: u64,
+    #[serde(flatten)]
+    life: Life,
+    #[serde(default)]
+    custom_metadata: Option<Metadata>,
+}
+
+#[derive(Deserialize)]
+struct Life {
+    created_time: String,
+    deletion_time: String,
+    destroyed: bool,
+}
+
+#[derive(Deserialize)]
+struct Versions {
+    versions: BTreeMap<u64, Life>,
+}
+
+#[derive(Deserialize)]
+struct Keys {
+    keys: Vec<String>,
+}
+
+impl Life {
+    /// By the server's clock: a deletion may be planned for later.
+    fn state(&self, now: Option<Timestamp>) -> State {
+        // `Date` has whole seconds, so the moment may be up to one later.
+        let now = now.map(|date| date.after(Duration::from_secs(1)));
+        match Timestamp::parse(&self.deletion_time) {
+            _ if self.destroyed => State::Destroyed,
+            _ if self.deletion_time.is_empty() => State::Active,
+            Some(deletion) if now.is_some_and(|now| deletion > now) => State::Active,
+            _ => State::Deleted,
+        }
+    }
+}
+
+/// The value as Vault sent it, byte for byte.
+fn secret(raw: &RawValue) -> Result<RemoteSecret, BackendError> {
+    let text = raw.get();
+    if !text.starts_with('{') {
+        return Err(BackendError::InvalidAnswer("the value is no JSON object"));
+    }
+    Ok(RemoteSecret {
+        value: SecretValue::new(text.as_bytes().to_vec()),
+        kind: Kind::of_text(text.as_bytes()),
+        content_type: "application/json".into(),
+        metadata: Metadata::new(),
+        remote_version: String::new(),
+        created: None,
+    })
+}
+
+fn read_v1(answer: &Answer) -> Result<RemoteSecret, BackendError> {
+    let envelope = Envelope::of(answer)?;
+    if answer.status != StatusCode::OK {
+        return Err(envelope.absence());
+    }
+    secret(envelope.data.ok_or(NO_JSON_OF_VAULT)?)
+}
+
+fn read_v2(answer: &Answer) -> Result<RemoteSecret, BackendError> {
+    let envelope = Envelope::of(answer)?;
+    if answer.status != StatusCode::OK {
+        let Some(data) = envelope.data else { return Err(envelope.absence()) };
+        return match parse::<Versioned<'_>>(data.get())?.metadata.life.state(None) {
+            State::Active => Err(NO_JSON_OF_VAULT),
+            state => Err(BackendError::NotActive(state)),
+        };
+    }
+    let Versioned { data, metadata } = envelope.data()?;
+    let secret = match data {
+        Some(data) => secret(data)?,
+        // A version written without keys, which Vault shows as an empty one.
+        None => secret(parse("{}")?)?,
+    };
+    Ok(RemoteSecret {
+        metadata: metadata.custom_metadata.unwrap_or_default(),
+        remote_version: metadata.version.to_string(),
+        created: Timestamp::parse(&metadata.life.created_time),
+        ..secret
+    })
+}
+
+fn versions(answer: &Answer) -> Result<Vec<RemoteVersion>, BackendError> {
+    let envelope = Envelope::of(answer)?;
+    if answer.status != StatusCode::OK {
+        return Err(envelope.absence());
+    }
+    let Versions { versions } = envelope.data()?;
+    let version = |(number, life): (u64, Life)| RemoteVersion {
+        remote_version: number.to_string(),
+        state: life.state(answer.date),
+        created: Timestamp::parse(&life.created_time),
+    };
+    Ok(versions.into_iter().map(version).collect())
+}
+
+fn keys(
+    answer: &Answer,
+    version: KvVersion,
+    folder: &RemoteName,
+    after: Option<&PageToken>,
+) -> Result<Page, BackendError> {
+    let envelope = Envelope::of(answer)?;
+    if answer.status != StatusCode::OK {
+        return match envelope.absence() {
+            BackendError::NotFound => Ok(Page { entries: Vec::new(), next: None }),
+            error => Err(error),
+        };
+    }
+    let Keys { keys } = envelope.data()?;
+    // Vault, unlike OpenBao, knows no pages: it gave everything the first time and gives it again.
+    if after.is_some_and(|PageToken(after)| keys.contains(after)) {
+        return Ok(Page { entries: Vec::new(), next: None });
+    }
+    let full = version == KvVersion::V2 && keys.len() == KEYS_PER_PAGE;
+    let next = keys.last().filter(|_| full).map(|last| PageToken(last.clone()));
+    let entry = |key: &String| match key.strip_suffix('/') {
+        Some(child) => RemoteEntry { name: folder.child(child), kind: EntryKind::Folder },
+        None => RemoteEntry { name: folder.child(key), kind: EntryKind::Secret },
+    };
+    Ok(Page { entries: keys.iter().map(entry).collect(), next })
+}
+
+#[cfg(test)]
+mod tests;

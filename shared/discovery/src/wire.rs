@@ -1,0 +1,418 @@
+//! Between the domain and the wire. What comes in goes through the domain's parsers field by field: a peer of another
+//! build may send what this one does not know, and half of a configuration is no configuration.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message as _;
+use scaivault_domain::access::{Caller, Capability, Effect, PolicyRule, Scope};
+use scaivault_domain::backend::{
+    BackendId, Endpoint, KvMount, KvVersion, Mode, Target, VaultTarget, check_timeout,
+};
+use scaivault_domain::error::{Error, Reason};
+use scaivault_domain::lease::{LeaseKey, Material};
+use scaivault_domain::mapping::PathMapping;
+use scaivault_domain::pattern::Pattern;
+use scaivault_domain::tenant::{BackendName, TenantId};
+use scaivault_domain::time::Timestamp;
+use scaivault_domain::token::TokenHash;
+use scaivault_domain::view::{BackendView, TenantView};
+use scaivault_proto::discovery::v1 as pb;
+use secrecy::ExposeSecret as _;
+
+use crate::MAX_MESSAGE_BYTES;
+
+/// Most chunks of one view.
+pub const MAX_CHUNKS: u32 = 1024;
+/// What a chunk leaves free in its message for the fields around it.
+const ENVELOPE_BYTES: usize = 1024;
+
+/// Why a message was not taken, in one sentence without values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(Cow<'static, str>);
+
+impl Refused {
+    /// A refusal that says `message`.
+    pub fn new(message: impl Into<Cow<'static, str>>) -> Self {
+        Refused(message.into())
+    }
+
+    fn of(what: impl std::fmt::Display, fault: &Refused) -> Self {
+        Refused::new(format!("{what}: {fault}"))
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Refused(error.message)
+    }
+}
+
+/// A credential on its way to a node.
+#[derive(Clone, Debug)]
+pub struct LeasePush {
+    /// What it is for.
+    pub key: LeaseKey,
+    /// Its id; a new credential has a new one, a renewed one keeps it.
+    pub id: String,
+    /// How long it lasts from now; `None` if it does not end.
+    pub remaining: Option<Duration>,
+    /// The credential.
+    pub material: Material,
+}
+
+/// Why a lease cannot be had, or is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseRefusal {
+    /// Why; `None` if the backend is gone.
+    pub reason: Option<Reason>,
+    /// One sentence for the caller.
+    pub message: String,
+    /// When asking again makes sense.
+    pub retry_after: Option<Duration>,
+}
+
+/// A view in chunks of at most [`MAX_MESSAGE_BYTES`]. A backend is never split: a larger one is a chunk of its own.
+pub fn view_chunks(view: &TenantView) -> Vec<pb::TenantViewChunk> {
+    let mut parts: Vec<Vec<pb::BackendView>> = vec![Vec::new()];
+    let mut size = 0;
+    for backend in &view.backends {
+        let backend = backend_to_wire(backend);
+        let cost = backend.encoded_len() + 8;
+        let part = parts.last_mut().expect("never empty");
+        if size + cost > MAX_MESSAGE_BYTES - ENVELOPE_BYTES && !part.is_empty() {
+            parts.push(vec![backend]);
+            size = cost;
+        } else {
+            part.push(backend);
+            size += cost;
+        }
+    }
+    let chunks = u32::try_from(parts.len()).expect("fewer chunks than u32::MAX");
+    (0..)
+        .zip(parts)
+        .map(|(chunk, backends)| pb::TenantViewChunk {
+            tenant: view.tenant.to_string(),
+            generation: view.generation,
+            chunk,
+            chunks,
+            backends,
+        })
+        .collect()
+}
+
+/// The view of all its chunks, in order.
+///
+/// # Errors
+/// If a chunk is missing or of another view, a backend cannot be read, an id stands twice, or backends overlap.
+pub fn view_from_chunks(chunks: Vec<pb::TenantViewChunk>) -> Result<TenantView, Refused> {
+    let first = chunks.first().ok_or_else(|| Refused::new("a view has at least one chunk"))?;
+    let (tenant, generation) = (TenantId::parse(&first.tenant)?, first.generation);
+    let whole = (0..).zip(&chunks).all(|(number, chunk)| {
+        chunk.tenant == first.tenant
+            && chunk.generation == generation
+            && chunk.chunk == number
+            && chunk.chunks as usize == chunks.len()
+    });
+    if !whole {
+        return Err(Refused::new("the chunks are not those of one whole view"));
+    }
+    let backends = chunks
+        .into_iter()
+        .flat_map(|chunk| chunk.backends)
+        .map(|backend| {
+            let id = BackendId::parse(&backend.id).map_err(|_| Refused::new("a backend has no valid id"))?;
+            backend_from_wire(id.clone(), backend)
+                .map_err(|fault| Refused::of(format_args!("backend {id}"), &fault))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    check_disjoint(&backends)?;
+    Ok(TenantView { tenant, generation, backends })
+}
+
+/// Refuses two backends with one id or one path.
+///
+/// Patterns can only meet if the literal beginning of one begins with that of the other. So each is compared with those
+/// at the beginnings of its own, the shorter ones first: all pairs of a large view would take minutes.
+fn check_disjoint(backends: &[BackendView]) -> Result<(), Refused> {
+    let mut ids = HashSet::new();
+    if let Some(twice) = backends.iter().find(|backend| !ids.insert(&backend.id)) {
+        return Err(Refused::new(format!("backend {} stands twice", twice.id)));
+    }
+    let mut rules: Vec<(Vec<&str>, &BackendId, &Pattern)> = backends
+        .iter()
+        .flat_map(|backend| backend.mapping.rules().iter().map(move |rule| (&backend.id, &rule.pattern)))
+        .map(|(id, pattern)| (pattern.literal_prefix().collect(), id, pattern))
+        .collect();
+    rules.sort_by_key(|(prefix, ..)| prefix.len());
+    let mut seen: HashMap<&[&str], Vec<(&BackendId, &Pattern)>> = HashMap::new();
+    for (prefix, id, pattern) in &rules {
+        let met = (0..=prefix.len())
+            .filter_map(|end| seen.get(&prefix[..end]))
+            .flatten()
+            .find(|(other, theirs)| other != id && theirs.intersects(pattern));
+        if let Some((other, theirs)) = met {
+            return Err(Refused::new(format!(
+                "backends {other} and {id} overlap: `{theirs}` and `{pattern}` can match one path"
+            )));
+        }
+        seen.entry(prefix).or_default().push((id, pattern));
+    }
+    Ok(())
+}
+
+fn backend_to_wire(backend: &BackendView) -> pb::BackendView {
+    let rules = backend.mapping.rules().iter().map(|rule| pb::ViewRule {
+        pattern: rule.pattern.as_str().to_owned(),
+        template: rule.template.as_str().to_owned(),
+    });
+    pb::BackendView {
+        id: backend.id.to_string(),
+        name: backend.name.to_string(),
+        target: Some(match &backend.target {
+            Target::HashicorpVault(vault) => pb::backend_view::Target::HashicorpVault(vault_to_wire(vault)),
+        }),
+        rules: rules.collect(),
+        mode: backend.mode.as_str().to_owned(),
+        enabled: backend.enabled,
+        timeout: duration_to_wire(backend.timeout),
+    }
+}
+
+fn backend_from_wire(id: BackendId, backend: pb::BackendView) -> Result<BackendView, Refused> {
+    let target = match backend.target.ok_or_else(|| Refused::new("the kind of store is not known here"))? {
+        pb::backend_view::Target::HashicorpVault(vault) => Target::HashicorpVault(vault_from_wire(vault)?),
+    };
+    let timeout =
+        duration_from_wire(backend.timeout, "timeout")?.ok_or_else(|| Refused::new("has no timeout"))?;
+    Ok(BackendView {
+        id,
+        name: BackendName::parse(&backend.name)?,
+        target,
+        mapping: PathMapping::parse(backend.rules.iter().map(|rule| (&rule.pattern, &rule.template)))?,
+        mode: Mode::parse(&backend.mode)?,
+        enabled: backend.enabled,
+        timeout: check_timeout(timeout)?,
+    })
+}
+
+fn vault_to_wire(vault: &VaultTarget) -> pb::VaultTarget {
+    pb::VaultTarget {
+        endpoint: vault.endpoint.to_string(),
+        namespace: vault.namespace.clone().unwrap_or_default(),
+        ca_cert: vault.ca_cert.clone().unwrap_or_default(),
+        tls_verify: vault.tls_verify,
+        kv_mount: vault.kv.as_ref().map_or_else(String::new, |kv| kv.path.clone()),
+        kv_version: vault.kv.as_ref().map_or(0, |kv| match kv.version {
+            KvVersion::V1 => 1,
+            KvVersion::V2 => 2,
+        }),
+    }
+}
+
+fn vault_from_wire(vault: pb::VaultTarget) -> Result<VaultTarget, Refused> {
+    let kv = match (vault.kv_mount.as_str(), vault.kv_version) {
+        ("", 0) => None,
+        (path, version @ (1 | 2)) if !path.is_empty() && path.trim_matches('/') == path => {
+            let version = if version == 1 { KvVersion::V1 } else { KvVersion::V2 };
+            Some(KvMount { path: path.to_owned(), version })
+        }
+        _ => {
+            return Err(Refused::new(
+                "the KV mount is a path without slashes at its ends, and version 1 or 2",
+            ));
+        }
+    };
+    if vault.namespace.chars().any(char::is_control) {
+        return Err(Refused::new("the namespace has a control character"));
+    }
+    Ok(VaultTarget {
+        endpoint: Endpoint::parse(&vault.endpoint)?,
+        namespace: some_text(vault.namespace),
+        ca_cert: some_text(vault.ca_cert),
+        tls_verify: vault.tls_verify,
+        kv,
+    })
+}
+
+/// A grant as it is pushed.
+pub fn grant_to_wire(hash: &TokenHash, version: u64, caller: &Caller) -> pb::Grant {
+    let rules = caller.rules.iter().map(|rule| pb::GrantRule {
+        path: rule.path.as_str().to_owned(),
+        capabilities: rule.capabilities.iter().map(|capability| capability.as_str().to_owned()).collect(),
+        deny: rule.effect == Effect::Deny,
+    });
+    pb::Grant {
+        token_hash: hash.as_bytes().to_vec(),
+        version,
+        tenant: caller.tenant.to_string(),
+        subject: caller.subject.clone(),
+        accessor: caller.accessor.clone(),
+        scopes: caller.scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
+        rules: rules.collect(),
+        expire_time: caller.expires_at.map(timestamp_to_wire),
+    }
+}
+
+/// A pushed grant.
+///
+/// # Errors
+/// If a field cannot be read, or the grant names nobody.
+pub fn grant_from_wire(grant: pb::Grant) -> Result<(TokenHash, u64, Arc<Caller>), Refused> {
+    let hash = hash_from_wire(&grant.token_hash)?;
+    if grant.subject.is_empty() || grant.accessor.is_empty() {
+        return Err(Refused::new("a grant has a subject and an accessor"));
+    }
+    let rules = grant
+        .rules
+        .iter()
+        .map(|rule| {
+            let capabilities = rule.capabilities.iter().map(|name| {
+                Capability::parse(name)
+                    .ok_or_else(|| Refused::new("a rule has a capability that is not known here"))
+            });
+            Ok(PolicyRule {
+                path: Pattern::parse(&rule.path)
+                    .map_err(|fault| Refused::new(format!("the path of a rule {fault}")))?,
+                capabilities: capabilities.collect::<Result<_, Refused>>()?,
+                effect: if rule.deny { Effect::Deny } else { Effect::Allow },
+            })
+        })
+        .collect::<Result<_, Refused>>()?;
+    let caller = Caller {
+        tenant: TenantId::parse(&grant.tenant)?,
+        token: Some(hash),
+        subject: grant.subject,
+        accessor: grant.accessor,
+        scopes: grant.scopes.iter().map(|name| Scope::parse(name)).collect::<Result<_, _>>()?,
+        rules,
+        expires_at: grant.expire_time.map(timestamp_from_wire).transpose()?,
+    };
+    Ok((hash, grant.version, Arc::new(caller)))
+}
+
+/// The hash of a token.
+///
+/// # Errors
+/// If it does not have 32 bytes.
+pub fn hash_from_wire(bytes: &[u8]) -> Result<TokenHash, Refused> {
+    let bytes = bytes.try_into().map_err(|_| Refused::new("a token hash has 32 bytes"))?;
+    Ok(TokenHash::from_bytes(bytes))
+}
+
+/// The name of a lease.
+pub fn key_to_wire(key: &LeaseKey) -> pb::LeaseKey {
+    pb::LeaseKey { tenant: key.tenant.to_string(), backend: key.backend.to_string() }
+}
+
+/// The name of a lease.
+///
+/// # Errors
+/// If it is missing or names no tenant or backend.
+pub fn key_from_wire(key: Option<&pb::LeaseKey>) -> Result<LeaseKey, Refused> {
+    let key = key.ok_or_else(|| Refused::new("a lease has no key"))?;
+    let backend =
+        BackendId::parse(&key.backend).map_err(|_| Refused::new("a lease is for no valid backend id"))?;
+    Ok(LeaseKey { tenant: TenantId::parse(&key.tenant)?, backend })
+}
+
+/// A lease as it is pushed.
+pub fn lease_to_wire(lease: &LeasePush) -> pb::Lease {
+    pb::Lease {
+        key: Some(key_to_wire(&lease.key)),
+        id: lease.id.clone(),
+        remaining: lease.remaining.and_then(duration_to_wire),
+        material: Some(match &lease.material {
+            Material::VaultToken(token) => pb::lease::Material::VaultToken(token.expose_secret().to_owned()),
+        }),
+    }
+}
+
+/// A pushed lease.
+///
+/// # Errors
+/// If a field cannot be read or the credential is missing.
+pub fn lease_from_wire(lease: pb::Lease) -> Result<LeasePush, Refused> {
+    let key = key_from_wire(lease.key.as_ref())?;
+    if lease.id.is_empty() {
+        return Err(Refused::new("a lease has no id"));
+    }
+    let remaining = duration_from_wire(lease.remaining, "remaining time")?;
+    let material = match lease.material {
+        Some(pb::lease::Material::VaultToken(token)) if is_header_text(&token) => {
+            Material::VaultToken(token.into())
+        }
+        Some(pb::lease::Material::VaultToken(_)) => {
+            return Err(Refused::new("the credential of a lease cannot stand in a header"));
+        }
+        None => return Err(Refused::new("the credential of a lease is of a kind that is not known here")),
+    };
+    Ok(LeasePush { key, id: lease.id, remaining, material })
+}
+
+/// The refusal of a lease as it is pushed.
+pub fn refusal_to_wire(key: &LeaseKey, refusal: &LeaseRefusal) -> pb::LeaseRemoval {
+    pb::LeaseRemoval {
+        key: Some(key_to_wire(key)),
+        reason: refusal.reason.map_or_else(String::new, |reason| reason.code().to_owned()),
+        message: refusal.message.clone(),
+        retry_after: refusal.retry_after.and_then(duration_to_wire),
+    }
+}
+
+/// The pushed refusal of a lease. A reason of a later build reads as `no_lease`: the lease is gone either way.
+///
+/// # Errors
+/// If a field cannot be read.
+pub fn refusal_from_wire(removal: pb::LeaseRemoval) -> Result<(LeaseKey, LeaseRefusal), Refused> {
+    let key = key_from_wire(removal.key.as_ref())?;
+    let reason = match removal.reason.as_str() {
+        "" => None,
+        code => Some(Reason::from_code(code).unwrap_or(Reason::NoLease)),
+    };
+    let retry_after = duration_from_wire(removal.retry_after, "time to ask again")?;
+    Ok((key, LeaseRefusal { reason, message: removal.message, retry_after }))
+}
+
+fn some_text(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn is_header_text(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// `None` for what the wire cannot carry, which is longer than ten thousand years.
+fn duration_to_wire(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}
+
+fn duration_from_wire(
+    duration: Option<prost_types::Duration>,
+    what: &'static str,
+) -> Result<Option<Duration>, Refused> {
+    let Some(duration) = duration else { return Ok(None) };
+    match (u64::try_from(duration.seconds), u32::try_from(duration.nanos)) {
+        (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Ok(Some(Duration::new(seconds, nanos))),
+        _ => Err(Refused::new(format!("the {what} is no duration"))),
+    }
+}
+
+fn timestamp_to_wire(time: Timestamp) -> prost_types::Timestamp {
+    let millis = time.as_millis();
+    let nanos = i32::try_from(millis.rem_euclid(1000) * 1_000_000).expect("less than a second");
+    prost_types::Timestamp { seconds: millis.div_euclid(1000), nanos }
+}
+
+fn timestamp_from_wire(time: prost_types::Timestamp) -> Result<Timestamp, Refused> {
+    let fault = || Refused::new("the expiry of a grant is no time");
+    if !(0..1_000_000_000).contains(&time.nanos) {
+        return Err(fault());
+    }
+    let millis =
+        time.seconds.checked_mul(1000).and_then(|ms| ms.checked_add(i64::from(time.nanos / 1_000_000)));
+    millis.map(Timestamp::from_millis).ok_or_else(fault)
+}

@@ -1,0 +1,244 @@
+use proptest::prelude::*;
+use prost::Message as _;
+use scaivault_discovery::wire::{grant_to_wire, lease_to_wire, view_chunks};
+use scaivault_discovery::{Change, Demand, Subscriber};
+use scaivault_proto::discovery::v1::delta_request::Message;
+use scaivault_proto::discovery::v1::{
+    DeltaResponse, Grant, Lease, Removal, TenantViewChunk, Upsert, ViewRule, backend_view,
+    lease as lease_message, removal, upsert,
+};
+
+use crate::fixtures::{caller, hash, key, lease, tenant, view};
+
+fn response(nonce: u64, resources: impl IntoIterator<Item = upsert::Resource>) -> DeltaResponse {
+    let upserts = resources.into_iter().map(|resource| Upsert { resource: Some(resource) }).collect();
+    DeltaResponse { nonce, epoch: "e1".into(), revision: nonce + 10, removals: Vec::new(), upserts }
+}
+
+fn chunk(generation: u64) -> TenantViewChunk {
+    view_chunks(&view(1, generation)).remove(0)
+}
+
+/// Holds generation 5 and revision 11, and demands a grant and a lease.
+fn subscriber() -> Subscriber {
+    let mut subscriber = Subscriber::new();
+    subscriber.demand([Demand::Grant(hash(1)), Demand::Lease { key: key(1), refused_id: None }]);
+    assert_eq!(subscriber.handle(response(1, [upsert::Resource::View(chunk(5))])).changes.len(), 1);
+    subscriber
+}
+
+const NO_NAMES: [&str; 9] = ["", "-a", "a-", "A", "a b", "a/b", "ä", "a\0", "..."];
+const NO_PATTERNS: [&str; 9] = ["", "/a", "a/", "a//b", "a/../b", "a/**/b/**", "a*", "ä", "a b"];
+
+fn bad_chunks() -> Vec<TenantViewChunk> {
+    let mut bad = Vec::new();
+    let mut with = |change: &dyn Fn(&mut TenantViewChunk)| {
+        let mut chunk = chunk(6);
+        change(&mut chunk);
+        bad.push(chunk);
+    };
+    let long = "a".repeat(64);
+    for name in NO_NAMES.iter().copied().chain([long.as_str()]) {
+        with(&|chunk| chunk.tenant = name.into());
+        for backend in 0..2 {
+            with(&|chunk| chunk.backends[backend].id = format!("fed_{name}"));
+            with(&|chunk| chunk.backends[backend].name = name.into());
+            with(&|chunk| chunk.backends[backend].mode = name.into());
+        }
+    }
+    for generation in 0..5 {
+        with(&|chunk| chunk.generation = generation);
+    }
+    for (number, chunks) in [(0, 0), (0, 2000), (1, 1), (1, 2), (7, 3), (u32::MAX, u32::MAX)] {
+        with(&|chunk| (chunk.chunk, chunk.chunks) = (number, chunks));
+    }
+    for backend in 0..2 {
+        for rule in 0..2 {
+            for text in NO_PATTERNS {
+                with(&|chunk| chunk.backends[backend].rules[rule].pattern = text.into());
+            }
+            for text in ["", "a//b", "a/**/**", "a*", "kv/*", "kv/*/**"] {
+                with(&|chunk| chunk.backends[backend].rules[rule].template = text.into());
+            }
+        }
+        with(&|chunk| chunk.backends[backend].rules.clear());
+        with(&|chunk| {
+            let rule = chunk.backends[backend].rules[0].clone();
+            chunk.backends[backend].rules.push(rule);
+        });
+        with(&|chunk| {
+            let rules = &mut chunk.backends[backend].rules;
+            rules.extend(
+                (0..64).map(|number| ViewRule { pattern: format!("x/{number}"), template: "x".into() }),
+            );
+        });
+        with(&|chunk| chunk.backends[backend].target = None);
+        with(&|chunk| chunk.backends[backend].mode = "sync".into());
+        with(&|chunk| chunk.backends[backend].timeout = None);
+        for (seconds, nanos) in [(-1, 0), (0, -1), (0, 0), (61, 0), (1, 1_000_000_000), (i64::MAX, 0)] {
+            let timeout = prost_types::Duration { seconds, nanos };
+            with(&|chunk| chunk.backends[backend].timeout = Some(timeout));
+        }
+        let mut vault = |change: &dyn Fn(&mut scaivault_proto::discovery::v1::VaultTarget)| {
+            with(&|chunk| match chunk.backends[backend].target.as_mut().unwrap() {
+                backend_view::Target::HashicorpVault(vault) => change(vault),
+            });
+        };
+        for endpoint in ["", "vault", "ftp://a", "https://u:p@a", "https://a?x=1", "https://a#x", "https://"]
+        {
+            vault(&|vault| vault.endpoint = endpoint.into());
+        }
+        for (mount, version) in [("kv", 0), ("kv", 3), ("", 1), ("", 2), ("/kv", 1), ("kv/", 2), ("/", 1)] {
+            vault(&|vault| (vault.kv_mount, vault.kv_version) = (mount.into(), version));
+        }
+        for namespace in ["a\n", "\0", "a\r\nX-Vault-Token: b"] {
+            vault(&|vault| vault.namespace = namespace.into());
+        }
+    }
+    with(&|chunk| chunk.backends[1].id = chunk.backends[0].id.clone());
+    with(&|chunk| chunk.backends[1].rules = chunk.backends[0].rules.clone());
+    with(&|chunk| chunk.backends[1].rules[0].pattern = "external/a/x".into());
+    with(&|chunk| chunk.backends[1].rules[1].pattern = "external/*/**".into());
+    bad
+}
+
+fn bad_grants() -> Vec<Grant> {
+    let mut bad = Vec::new();
+    let mut with = |change: &dyn Fn(&mut Grant)| {
+        let mut grant = grant_to_wire(&hash(1), 1, &caller(1, 1));
+        change(&mut grant);
+        bad.push(grant);
+    };
+    for length in [0, 1, 16, 31, 33, 64] {
+        with(&|grant| grant.token_hash = vec![1; length]);
+    }
+    for name in NO_NAMES {
+        with(&|grant| grant.tenant = name.into());
+        with(&|grant| grant.scopes.push(name.into()));
+        with(&|grant| grant.rules[0].capabilities.push(name.into()));
+    }
+    for scope in ["secrets", "secrets:*", "Admin", "root"] {
+        with(&|grant| grant.scopes[0] = scope.into());
+    }
+    for rule in 0..2 {
+        for pattern in NO_PATTERNS {
+            with(&|grant| grant.rules[rule].path = pattern.into());
+        }
+    }
+    with(&|grant| grant.subject.clear());
+    with(&|grant| grant.accessor.clear());
+    for (seconds, nanos) in [(0, -1), (0, 1_000_000_000), (i64::MAX, 0), (i64::MIN, 0)] {
+        let time = prost_types::Timestamp { seconds, nanos };
+        with(&|grant| grant.expire_time = Some(time));
+    }
+    bad
+}
+
+fn bad_leases() -> Vec<Lease> {
+    let mut bad = Vec::new();
+    let mut with = |change: &dyn Fn(&mut Lease)| {
+        let mut lease = lease_to_wire(&lease(1, "l1"));
+        change(&mut lease);
+        bad.push(lease);
+    };
+    with(&|lease| lease.key = None);
+    with(&|lease| lease.id.clear());
+    with(&|lease| lease.material = None);
+    for token in ["", "a b", "a\n", "ä", "a\r\nX-Vault-Namespace: b"] {
+        with(&|lease| lease.material = Some(lease_message::Material::VaultToken(token.into())));
+    }
+    for name in NO_NAMES {
+        with(&|lease| lease.key.as_mut().unwrap().tenant = name.into());
+        with(&|lease| lease.key.as_mut().unwrap().backend = name.into());
+    }
+    for (seconds, nanos) in [(-1, 0), (0, -1), (0, 1_000_000_000)] {
+        let remaining = prost_types::Duration { seconds, nanos };
+        with(&|lease| lease.remaining = Some(remaining));
+    }
+    bad
+}
+
+fn bad_responses() -> Vec<DeltaResponse> {
+    let views = bad_chunks().into_iter().map(upsert::Resource::View);
+    let grants = bad_grants().into_iter().map(upsert::Resource::Grant);
+    let leases = bad_leases().into_iter().map(upsert::Resource::Lease);
+    let mut bad: Vec<_> = views.chain(grants).chain(leases).map(|resource| response(2, [resource])).collect();
+    let whole = || {
+        let grant = grant_to_wire(&hash(1), 1, &caller(1, 1));
+        let lease = lease_to_wire(&lease(1, "l1"));
+        let upserts = [
+            upsert::Resource::View(chunk(6)),
+            upsert::Resource::Grant(grant),
+            upsert::Resource::Lease(lease),
+        ];
+        response(2, upserts)
+    };
+    bad.extend([0, 1].map(|nonce| DeltaResponse { nonce, ..whole() }));
+    bad.extend((1..11).map(|revision| DeltaResponse { revision, ..whole() }));
+    bad.extend([String::new(), "e".repeat(129)].map(|epoch| DeltaResponse { epoch, ..whole() }));
+    let removals = [
+        None,
+        Some(removal::Resource::Tenant("-".into())),
+        Some(removal::Resource::TokenHash(vec![1; 31])),
+        Some(removal::Resource::Lease(Default::default())),
+    ];
+    for resource in removals {
+        bad.push(DeltaResponse { removals: vec![Removal { resource }], ..response(2, []) });
+    }
+    bad.push(DeltaResponse { upserts: vec![Upsert { resource: None }], ..response(2, []) });
+    bad
+}
+
+#[test]
+fn malformed_and_old_responses_change_nothing() {
+    let bad = bad_responses();
+    assert!(bad.len() >= 300, "{}", bad.len());
+    for malformed in bad {
+        let mut subscriber = subscriber();
+        let before = subscriber.resume();
+        let shown = format!("{malformed:?}");
+        let applied = subscriber.handle(malformed);
+        assert!(applied.changes.is_empty(), "{shown}");
+        let Some(Message::Nack(nack)) = applied.reply.message else { panic!("acknowledged: {shown}") };
+        assert!(nack.refusals.iter().all(|refusal| !refusal.message.is_empty()));
+        assert_eq!(subscriber.resume(), before, "{shown}");
+        let applied = subscriber.handle(response(3, [upsert::Resource::View(chunk(7))]));
+        assert!(matches!(&applied.changes[..], [Change::View(view)] if view.generation == 7), "{shown}");
+    }
+}
+
+#[test]
+fn a_bad_view_does_not_hold_up_the_rest_of_its_response() {
+    let mut subscriber = subscriber();
+    let mut bad = chunk(6);
+    bad.backends[0].mode = "sync".into();
+    let good = view_chunks(&view(2, 1)).remove(0);
+    let lease = lease_to_wire(&lease(1, "l1"));
+    let resources =
+        [upsert::Resource::View(bad), upsert::Resource::View(good), upsert::Resource::Lease(lease)];
+    let applied = subscriber.handle(response(2, resources));
+    assert!(
+        matches!(&applied.changes[..], [Change::View(view), Change::Lease(_)] if view.tenant == tenant(2))
+    );
+    let Some(Message::Nack(nack)) = applied.reply.message else { panic!("acknowledged") };
+    assert_eq!((nack.refusals.len(), nack.refusals[0].generation), (1, 6));
+    assert_eq!(nack.refusals[0].tenant, tenant(1).as_str());
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_crash_the_node(at in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let grant = grant_to_wire(&hash(1), 1, &caller(1, 1));
+        let lease = lease_to_wire(&lease(1, "l1"));
+        let resources =
+            [upsert::Resource::View(chunk(6)), upsert::Resource::Grant(grant), upsert::Resource::Lease(lease)];
+        let mut bytes = response(2, resources).encode_to_vec();
+        for (index, byte) in at {
+            let index = index.index(bytes.len());
+            bytes[index] = byte;
+        }
+        if let Ok(response) = DeltaResponse::decode(&*bytes) {
+            subscriber().handle(response);
+        }
+    }
+}

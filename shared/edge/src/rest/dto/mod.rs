@@ -1,0 +1,42 @@
+//! The JSON of REST, written by hand: protobuf types get neither serde nor schemas.
+
+pub(super) mod access;
+pub(super) mod backend;
+pub(super) mod mapping;
+pub(super) mod secret;
+pub(super) mod status;
+
+use std::time::Duration;
+
+use scaivault_domain::time::Timestamp;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+/// A time as RFC 3339 in UTC.
+fn rfc3339(time: Option<&prost_types::Timestamp>) -> Option<String> {
+    let time = time?;
+    Some(Timestamp::from_millis(millis(time)).to_string())
+}
+
+/// Milliseconds since the Unix epoch.
+fn millis(time: &prost_types::Timestamp) -> i64 {
+    time.seconds.saturating_mul(1000).saturating_add(i64::from(time.nanos / 1_000_000))
+}
+
+/// A duration; negative ones do not occur and are zero.
+fn duration(duration: Option<&prost_types::Duration>) -> Option<Duration> {
+    duration.map(|duration| Duration::try_from(*duration).unwrap_or_default())
+}
+
+/// A duration on the wire. Longer than protobuf can say is as long as it can.
+fn to_wire(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).expect("below a billion"),
+    }
+}
+
+/// A request without fields.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}

@@ -1,0 +1,182 @@
+//! Status and events of backends in JSON.
+
+use scaivault_domain::Error;
+use scaivault_proto::federation::v1 as proto;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::rfc3339;
+use crate::rest::answer::fault;
+
+/// Connection and per-node state of a backend.
+#[derive(Serialize, ToSchema)]
+pub(in crate::rest) struct BackendStatus {
+    id: String,
+    name: String,
+    /// `pending`, `healthy`, `degraded`, `unreachable` or `disabled`.
+    status: &'static str,
+    /// Null in mode `proxy`, which syncs nothing.
+    #[schema(required)]
+    last_sync: Option<String>,
+    /// Null in mode `proxy`.
+    #[schema(required)]
+    last_sync_duration_ms: Option<u64>,
+    /// Null in mode `proxy`.
+    #[schema(required)]
+    secrets_synced: Option<u64>,
+    /// The control plane's connection.
+    connection: Connection,
+    /// Why it is not healthy, one sentence; empty if it is.
+    reason: String,
+    /// What to do about it, one sentence.
+    next_step: String,
+    /// Failures in a row.
+    consecutive_failures: u32,
+    /// The tenant's current configuration generation.
+    generation: u64,
+    /// Every enrolled node that serves the tenant.
+    nodes: Vec<NodeState>,
+    /// When the control plane's login ends; null if it does not or there is none.
+    #[schema(required)]
+    login_expires_at: Option<String>,
+}
+
+/// The control plane's connection to a backend.
+#[derive(Serialize, ToSchema)]
+struct Connection {
+    /// `connected`, `disconnected` or `unknown`.
+    status: String,
+    /// The last probe's latency; null before the first.
+    #[schema(required)]
+    latency_ms: Option<u64>,
+    /// When it was last probed.
+    #[schema(required)]
+    probed_at: Option<String>,
+    /// `closed`, `open` or `half_open`.
+    breaker: String,
+}
+
+/// How far one node is with the tenant's configuration.
+#[derive(Serialize, ToSchema)]
+struct NodeState {
+    name: String,
+    /// Whether its stream is up.
+    connected: bool,
+    /// The generation that was last sent to it.
+    sent_generation: u64,
+    /// The generation that is in force there.
+    generation: u64,
+    /// Why it refused a generation; null if it did not.
+    #[schema(required)]
+    refusal: Option<String>,
+    /// Whether it holds a lease for the backend.
+    has_lease: bool,
+}
+
+impl BackendStatus {
+    /// The status as the service gave it.
+    pub(in crate::rest) fn from_wire(status: proto::GetBackendStatusResponse) -> Self {
+        let health = match status.status() {
+            proto::BackendHealth::Pending | proto::BackendHealth::Unspecified => "pending",
+            proto::BackendHealth::Healthy => "healthy",
+            proto::BackendHealth::Degraded => "degraded",
+            proto::BackendHealth::Unreachable => "unreachable",
+            proto::BackendHealth::Disabled => "disabled",
+        };
+        let connection = status.connection.unwrap_or_else(|| proto::Connection {
+            status: "unknown".into(),
+            breaker: "closed".into(),
+            ..Default::default()
+        });
+        let nodes = status.nodes.into_iter().map(|node| NodeState {
+            name: node.name,
+            connected: node.connected,
+            sent_generation: node.sent_generation,
+            generation: node.generation,
+            refusal: Some(node.refusal).filter(|refusal| !refusal.is_empty()),
+            has_lease: node.has_lease,
+        });
+        BackendStatus {
+            id: status.id,
+            name: status.name,
+            status: health,
+            last_sync: None,
+            last_sync_duration_ms: None,
+            secrets_synced: None,
+            connection: Connection {
+                probed_at: rfc3339(connection.probe_time.as_ref()),
+                status: connection.status,
+                latency_ms: connection.latency_ms,
+                breaker: connection.breaker,
+            },
+            reason: status.reason,
+            next_step: status.next_step,
+            consecutive_failures: status.consecutive_failures,
+            generation: status.generation,
+            nodes: nodes.collect(),
+            login_expires_at: rfc3339(status.login_expire_time.as_ref()),
+        }
+    }
+}
+
+/// A sync that was started.
+#[derive(Serialize, ToSchema)]
+pub(in crate::rest) struct SyncStarted {
+    pub(in crate::rest) run_id: String,
+}
+
+/// Events, oldest first.
+#[derive(Serialize, ToSchema)]
+pub(in crate::rest) struct EventList {
+    events: Vec<Event>,
+    /// Where the next page begins; never empty, so that it can be kept.
+    next_page_token: String,
+}
+
+/// One event, CloudEvents 1.0.
+#[derive(Serialize, ToSchema)]
+struct Event {
+    /// `1.0`.
+    specversion: &'static str,
+    /// Unique.
+    id: String,
+    /// E.g. `federation.backend.unreachable`.
+    r#type: String,
+    /// `/v1/federation/backends/{id}`.
+    source: String,
+    /// The backend's name.
+    subject: String,
+    /// When it happened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<String>,
+    /// `application/json`.
+    datacontenttype: &'static str,
+    /// The event's own fields.
+    #[schema(value_type = std::collections::BTreeMap<String, serde_json::Value>)]
+    data: Box<RawValue>,
+}
+
+impl EventList {
+    /// The events as the service gave them.
+    ///
+    /// # Errors
+    /// `internal` if the data of one are not JSON.
+    pub(in crate::rest) fn from_wire(list: proto::ListEventsResponse) -> Result<Self, Error> {
+        let events = list.events.into_iter().map(|event| {
+            let data =
+                RawValue::from_string(event.data).map_err(|_| fault("the data of an event are not JSON"))?;
+            Ok(Event {
+                specversion: "1.0",
+                id: event.id,
+                r#type: event.r#type,
+                source: event.source,
+                subject: event.subject,
+                time: rfc3339(event.time.as_ref()),
+                datacontenttype: "application/json",
+                data,
+            })
+        });
+        Ok(EventList { events: events.collect::<Result<_, _>>()?, next_page_token: list.next_page_token })
+    }
+}

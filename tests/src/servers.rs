@@ -1,0 +1,3 @@
+//! Real servers, installed on first use and started on loopback.
+
+pub mod openbao;

@@ -1,0 +1,3 @@
+//! What the repository's commands and the testbed share: the installer of servers and tools.
+
+pub mod tools;

@@ -67,10 +67,13 @@ impl Dev {
 /// What keeps them from starting, and what to do about it.
 pub async fn start(options: &Options) -> anyhow::Result<Dev> {
     if !options.listen.ip().is_loopback() {
-        bail!("dev mode serves plaintext and stays on loopback: use `scaivault control-plane` and `scaivault data-plane`");
+        bail!(
+            "dev mode serves plaintext and stays on loopback: use `scaivault control-plane` and `scaivault data-plane`"
+        );
     }
     let temporary = if options.data_dir.is_none() { Some(tempfile::tempdir()?) } else { None };
-    let dir = options.data_dir.as_deref().or(temporary.as_ref().map(TempDir::path)).context("no directory")?;
+    let dir =
+        options.data_dir.as_deref().or(temporary.as_ref().map(TempDir::path)).context("no directory")?;
     let store = bootstrap::open_store(&dir.join("control-plane"))?;
     let root_file = dir.join("root.key");
     let root = if root_file.exists() {
@@ -80,7 +83,9 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
     };
     let token_file = dir.join("operator-token");
     let token = if bootstrap::is_initialised(&*store).await? {
-        fs::read_to_string(&token_file).with_context(|| format!("cannot read {}", token_file.display()))?.into()
+        fs::read_to_string(&token_file)
+            .with_context(|| format!("cannot read {}", token_file.display()))?
+            .into()
     } else {
         let token = bootstrap::initialise(store.clone(), &root, &scaivault_telemetry::SystemClock).await?;
         write_private(&token_file, token.expose_secret())?;
@@ -115,7 +120,9 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
         audit_sync: scaivault_data_plane::SyncPolicy::None,
     };
     let node = data_plane::start(config, join_token).await?;
-    tokio::time::timeout(READY, node.ready()).await.context("the node did not get its configuration in time")?;
+    tokio::time::timeout(READY, node.ready())
+        .await
+        .context("the node did not get its configuration in time")?;
     Ok(Dev {
         node: node.address,
         control_plane: control_plane.public,

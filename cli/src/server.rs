@@ -49,7 +49,9 @@ pub(crate) fn run(command: Command, out: &mut dyn Write) -> Result<(), Failure> 
             Command::ControlPlane(options) => scaivault_control_plane::run::run(*options).await,
             Command::DataPlane(options) => scaivault_data_plane::run::run(*options).await,
             Command::Operator(Operator::Init { options, token_file, if_needed }) => {
-                if let Some(token) = scaivault_control_plane::run::init(*options, token_file, if_needed).await? {
+                if let Some(token) =
+                    scaivault_control_plane::run::init(*options, token_file, if_needed).await?
+                {
                     writeln!(out, "{}", token.expose_secret())?;
                 }
                 Ok(())

@@ -13,7 +13,9 @@ use scaivault_discovery::NodeBoard;
 use scaivault_domain::tenant::NodeName;
 use scaivault_domain::time::Clock;
 use scaivault_domain::{Error, Reason};
-use scaivault_edge::{ClientCertificates, Front, Limits, PeerCertificates, Readiness, TlsSource, refusal, serve};
+use scaivault_edge::{
+    ClientCertificates, Front, Limits, PeerCertificates, Readiness, TlsSource, refusal, serve,
+};
 use scaivault_journal::{Journal, JournalConfig, SyncPolicy};
 use scaivault_proto::discovery::v1::discovery_service_server::DiscoveryServiceServer;
 use scaivault_proto::discovery::v1::enrolment_service_server::EnrolmentServiceServer;
@@ -78,7 +80,8 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let metrics = Metrics::new();
     let records = bootstrap::open_records(store.clone(), root).await?;
-    let authority = Authority::load(&records, clock.clone()).await?.context("the store has no certificate authority")?;
+    let authority =
+        Authority::load(&records, clock.clone()).await?.context("the store has no certificate authority")?;
     let authority = Arc::new(authority);
 
     let journal = JournalConfig {
@@ -92,8 +95,13 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     let tenants = Arc::new(Tenants::new(records.clone(), audit.clone(), clock.clone()));
     let tokens = Arc::new(Tokens::new(records.clone(), audit.clone(), clock.clone()));
     let policies = Arc::new(Policies::new(records.clone(), audit.clone(), clock.clone()));
-    let nodes =
-        Arc::new(Nodes::new(records.clone(), tenants.clone(), authority.clone(), audit.clone(), clock.clone()));
+    let nodes = Arc::new(Nodes::new(
+        records.clone(),
+        tenants.clone(),
+        authority.clone(),
+        audit.clone(),
+        clock.clone(),
+    ));
     let configurations = Arc::new(Configurations::new(records.clone()));
     let nudge = watch::Sender::new(0);
     let credentials = Credentials::new(records.clone(), configurations.clone(), audit.clone(), nudge.clone());
@@ -169,8 +177,7 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
                 metrics.render()
             })
     };
-    let discovery =
-        DiscoveryApi::new(publishing.clone(), board, nodes.clone(), audit.clone(), stop.clone());
+    let discovery = DiscoveryApi::new(publishing.clone(), board, nodes.clone(), audit.clone(), stop.clone());
     let for_nodes = front()
         .grpc(DiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_SEGMENT))
         .grpc(EnrolmentServiceServer::new(EnrolmentApi::new(nodes.clone())))

@@ -112,7 +112,12 @@ impl Audit {
     ///
     /// # Errors
     /// The outcome's own, or `audit_unavailable` in its place.
-    pub async fn close<T>(&self, row: AuditRow, origin: &Origin, outcome: Result<T, Error>) -> Result<T, Error> {
+    pub async fn close<T>(
+        &self,
+        row: AuditRow,
+        origin: &Origin,
+        outcome: Result<T, Error>,
+    ) -> Result<T, Error> {
         self.record(row.ended(origin, &outcome)).await?;
         outcome
     }
@@ -208,7 +213,8 @@ impl Audit {
         let arrivals_key = Key::installation(Space::AuditHead, "arrivals");
         loop {
             let chain = self.records.get::<ChainHead>(&chain_key).await?;
-            let (head, chain_version) = chain.map_or((None, None), |(head, version)| (Some(head), Some(version)));
+            let (head, chain_version) =
+                chain.map_or((None, None), |(head, version)| (Some(head), Some(version)));
             if let Some(head) = &head {
                 if header.last_seq < head.next_seq {
                     // It came before, and the acknowledgement was lost.
@@ -219,7 +225,8 @@ impl Audit {
                 }
             }
             let arrivals = self.records.get::<Arrivals>(&arrivals_key).await?;
-            let (count, arrivals_version) = arrivals.map_or((0, None), |(count, version)| (count.0, Some(version)));
+            let (count, arrivals_version) =
+                arrivals.map_or((0, None), |(count, version)| (count.0, Some(version)));
             let name = format!("{count:016x}");
             let key = Key::installation(Space::AuditSegment, name.clone());
             let next = ChainHead { next_seq: header.last_seq + 1, hash: *segment.hash().as_bytes() };
@@ -254,7 +261,9 @@ impl Audit {
     ) -> Result<(Vec<Found>, String), Error> {
         let (mut segment, mut skip) = match token {
             None => (0, 0),
-            Some(token) => position(token).ok_or_else(|| Error::invalid("/page_token", "is not one that a page gave"))?,
+            Some(token) => {
+                position(token).ok_or_else(|| Error::invalid("/page_token", "is not one that a page gave"))?
+            }
         };
         let owner = Owner::from(tenant);
         let mut found = Vec::new();
@@ -307,7 +316,8 @@ impl Audit {
 
 impl Query {
     fn wants(&self, row: &AuditRow) -> bool {
-        let path = if self.path.ends_with('/') { row.path.starts_with(&self.path) } else { row.path == self.path };
+        let path =
+            if self.path.ends_with('/') { row.path.starts_with(&self.path) } else { row.path == self.path };
         self.start.is_none_or(|start| row.time >= start)
             && self.end.is_none_or(|end| row.time < end)
             && (self.path.is_empty() || path)

@@ -41,7 +41,8 @@ pub async fn open_records(store: Arc<dyn Store>, root: &RootKey) -> anyhow::Resu
     let Some(row) = store.get(&keyring_key()).await? else {
         bail!("this installation is not initialised; run `scaivault operator init` with the same --data-dir");
     };
-    let keyring = Keyring::unwrap(&row.value, root).context("the store cannot be opened with this root key")?;
+    let keyring =
+        Keyring::unwrap(&row.value, root).context("the store cannot be opened with this root key")?;
     Ok(Records::new(store, Arc::new(keyring)))
 }
 
@@ -58,7 +59,11 @@ pub async fn is_initialised(store: &dyn Store) -> anyhow::Result<bool> {
 ///
 /// # Errors
 /// When there is an installation already.
-pub async fn initialise(store: Arc<dyn Store>, root: &RootKey, clock: &dyn Clock) -> anyhow::Result<SecretString> {
+pub async fn initialise(
+    store: Arc<dyn Store>,
+    root: &RootKey,
+    clock: &dyn Clock,
+) -> anyhow::Result<SecretString> {
     let keyring = Keyring::generate();
     let wrapped = keyring.wrap(root);
     let records = Records::new(store.clone(), Arc::new(keyring));

@@ -86,8 +86,10 @@ impl Options {
     /// When the file cannot be read or has unknown settings.
     pub fn with_file(self) -> anyhow::Result<Self> {
         let Some(path) = &self.config else { return Ok(self) };
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let file: Options = toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let file: Options =
+            toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
         Ok(Options {
             data_dir: self.data_dir.or(file.data_dir),
             listen: self.listen.or(file.listen),
@@ -119,10 +121,14 @@ impl Options {
         match (&self.root_key_file, from_environment) {
             (Some(path), _) => Ok(RootKey::from_file(path)?),
             (None, Some(text)) => {
-                tracing::warn!("the root key comes from the environment, which other processes may read; prefer a file");
+                tracing::warn!(
+                    "the root key comes from the environment, which other processes may read; prefer a file"
+                );
                 Ok(RootKey::from_base64(&text)?)
             }
-            (None, None) => bail!("no root key: set --root-key-file; `scaivault operator init` makes the file"),
+            (None, None) => {
+                bail!("no root key: set --root-key-file; `scaivault operator init` makes the file")
+            }
         }
     }
 
@@ -138,7 +144,9 @@ impl Options {
             _ => bail!("--tls-cert-file and --tls-key-file go together"),
         };
         if tls.is_none() && !listen.ip().is_loopback() && !self.plaintext {
-            bail!("--listen {listen} without TLS: set --tls-cert-file and --tls-key-file, or --plaintext behind a proxy that terminates TLS");
+            bail!(
+                "--listen {listen} without TLS: set --tls-cert-file and --tls-key-file, or --plaintext behind a proxy that terminates TLS"
+            );
         }
         let duration = |name: &str, text: &Option<String>, default: Duration| match text {
             None => Ok(default),
@@ -153,7 +161,11 @@ impl Options {
                 plaintext: self.allow_plaintext_backends,
                 unverified_tls: self.allow_unverified_tls,
             },
-            unreachable_after: duration("unreachable-after", &self.unreachable_after, Duration::from_secs(60))?,
+            unreachable_after: duration(
+                "unreachable-after",
+                &self.unreachable_after,
+                Duration::from_secs(60),
+            )?,
             audit_rotate: duration("audit-rotate", &self.audit_rotate, Duration::from_secs(10))?,
         })
     }
@@ -176,7 +188,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("control-plane.toml");
         std::fs::write(&file, "data-dir = \"/file\"\naudit-rotate = \"1s\"\n").unwrap();
-        let options = Options { config: Some(file.clone()), data_dir: Some("/flag".into()), ..Options::default() };
+        let options =
+            Options { config: Some(file.clone()), data_dir: Some("/flag".into()), ..Options::default() };
         let config = options.with_file().unwrap().parse().unwrap();
         assert_eq!((config.data_dir, config.audit_rotate), ("/flag".into(), Duration::from_secs(1)));
         std::fs::write(&file, "datadir = \"/file\"\n").unwrap();

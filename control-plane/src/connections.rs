@@ -107,7 +107,8 @@ impl Connections {
         while let Some(next) = open.pop() {
             calls += 1;
             if calls > MAX_CALLS {
-                let message = format!("backend `{}`: the listing would take more than {MAX_CALLS} calls", backend.name);
+                let message =
+                    format!("backend `{}`: the listing would take more than {MAX_CALLS} calls", backend.name);
                 return Err(Error::new(Reason::Unsupported, message).next("list a deeper folder"));
             }
             for (name, kind) in self.level(tenant, backend, next.as_ref()).await? {

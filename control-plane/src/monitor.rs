@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use scaivault_backends::guard::BreakerState;
+use scaivault_domain::audit::OK;
+use scaivault_domain::event::{Event, EventKind};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::{Clock, Timestamp};
 use scaivault_domain::view::BackendView;
 use scaivault_domain::{Error, Reason};
-use scaivault_domain::event::{Event, EventKind};
-use scaivault_domain::audit::OK;
 use scaivault_telemetry::Health::{Down, Up};
 use scaivault_telemetry::{Breaker, Metrics};
 use serde::{Deserialize, Serialize};
@@ -172,7 +172,9 @@ impl Monitor {
             }
             let until_unreachable = breaker
                 .open_since()
-                .map(|since| (since + self.unreachable_after).saturating_duration_since(tokio::time::Instant::now()))
+                .map(|since| {
+                    (since + self.unreachable_after).saturating_duration_since(tokio::time::Instant::now())
+                })
                 .filter(|left| !left.is_zero());
             let next = pause.min(until_unreachable.unwrap_or(pause)).max(Duration::from_millis(100));
             // Reads of others may open or close the breaker: that is news as well.
@@ -183,7 +185,9 @@ impl Monitor {
                 }
                 Err(_) => tokio::time::sleep(next).await,
             }
-            if pause == IDLE && connection.is_ok_and(|connection| connection.guard().state() != BreakerState::Closed) {
+            if pause == IDLE
+                && connection.is_ok_and(|connection| connection.guard().state() != BreakerState::Closed)
+            {
                 pause = FAILING;
             }
         }
@@ -243,7 +247,9 @@ impl Monitor {
 
     async fn end_outage(&self, key: &LeaseKey, backend: &BackendView, now: Timestamp) -> Result<(), Error> {
         let outage = outage_key(key);
-        let Some((Outage { since }, version)) = self.records.get::<Outage>(&outage).await? else { return Ok(()) };
+        let Some((Outage { since }, version)) = self.records.get::<Outage>(&outage).await? else {
+            return Ok(());
+        };
         let tx = Tx::new().expect(outage.clone(), version).delete(outage);
         self.publish(tx, key, backend, EventKind::BackendRecovered { since }, now).await
     }

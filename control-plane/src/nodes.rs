@@ -121,8 +121,13 @@ impl Authority {
     ///
     /// # Errors
     /// `invalid_request` for a request that is none.
-    pub fn sign(&self, node: &NodeRecord, csr: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Timestamp), Error> {
-        let invalid = || Error::invalid("/csr", "is no PKCS #10 certificate request in DER with a supported key");
+    pub fn sign(
+        &self,
+        node: &NodeRecord,
+        csr: &[u8],
+    ) -> Result<(Vec<CertificateDer<'static>>, Timestamp), Error> {
+        let invalid =
+            || Error::invalid("/csr", "is no PKCS #10 certificate request in DER with a supported key");
         let request = CertificateSigningRequestDer::from(csr);
         let request = CertificateSigningRequestParams::from_der(&request).map_err(|_| invalid())?;
         let mut params = CertificateParams::default();
@@ -211,7 +216,11 @@ impl CertifiedNode {
         if all != tenants.is_empty() {
             return Err(refuse());
         }
-        Ok(CertifiedNode { name: name.ok_or_else(refuse)?, tenants, enrolment: enrolment.ok_or_else(refuse)? })
+        Ok(CertifiedNode {
+            name: name.ok_or_else(refuse)?,
+            tenants,
+            enrolment: enrolment.ok_or_else(refuse)?,
+        })
     }
 
     /// Whether the node serves `tenant`.

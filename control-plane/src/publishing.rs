@@ -4,16 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use scaivault_discovery::{
-    Demands, Desired, LeasePush, LeaseRefusal, LeaseState, NodeIdentity, Source,
-};
+use scaivault_discovery::{Demands, Desired, LeasePush, LeaseRefusal, LeaseState, NodeIdentity, Source};
+use scaivault_domain::Error;
 use scaivault_domain::access::Caller;
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::{Clock, Timestamp};
 use scaivault_domain::token::TokenHash;
 use scaivault_domain::view::TenantView;
-use scaivault_domain::Error;
 use scaivault_edge::error::grpc::status;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -23,10 +21,10 @@ use tonic::Status;
 use crate::connections::Connections;
 use crate::credentials::{Credentials, NodeLease};
 use crate::model::NodeRecord;
+use crate::service::Configurations;
 use crate::service::nodes::node_key;
 use crate::service::tenants::Tenants;
 use crate::service::tokens::Tokens;
-use crate::service::Configurations;
 use crate::store::{FeedError, Owner, Records, Revision, Space};
 
 /// How many changes are read at once.
@@ -108,7 +106,9 @@ impl Publishing {
             match self.follow().await {
                 Ok(true) => continue,
                 Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "the store's feed cannot be read; nodes keep what they have"),
+                Err(error) => {
+                    tracing::warn!(%error, "the store's feed cannot be read; nodes keep what they have")
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -227,7 +227,10 @@ impl Publishing {
         // First the revision, then what it names: what is read may be newer, never older.
         let revision = self.lock().revision;
         if self.records.get::<NodeRecord>(&node_key(&node.name)).await?.is_none() {
-            return Err(Error::new(scaivault_domain::Reason::Unauthenticated, "the node is not enrolled any more"));
+            return Err(Error::new(
+                scaivault_domain::Reason::Unauthenticated,
+                "the node is not enrolled any more",
+            ));
         }
         let mut views = BTreeMap::new();
         for tenant in self.tenants.all().await? {

@@ -34,7 +34,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When there is one already, or it cannot be made.
-pub async fn init(options: Options, token_file: Option<PathBuf>, if_needed: bool) -> anyhow::Result<Option<SecretString>> {
+pub async fn init(
+    options: Options,
+    token_file: Option<PathBuf>,
+    if_needed: bool,
+) -> anyhow::Result<Option<SecretString>> {
     let options = options.with_file()?;
     let store = bootstrap::open_store(options.data_dir())?;
     if if_needed && bootstrap::is_initialised(&*store).await? {

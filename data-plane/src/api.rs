@@ -10,8 +10,8 @@ use scaivault_domain::secret::Kind;
 use scaivault_domain::time::Timestamp;
 use scaivault_domain::view::Route;
 use scaivault_domain::{Error, Reason};
-use scaivault_edge::auth;
 use scaivault_edge::RequestContext;
+use scaivault_edge::auth;
 use scaivault_edge::error::grpc::{error, status};
 use scaivault_proto::secrets::v1::secrets_service_client::SecretsServiceClient;
 use scaivault_proto::secrets::v1::secrets_service_server::SecretsService;
@@ -92,13 +92,17 @@ impl SecretsService for SecretsApi {
             Route::Remote { backend, name } => {
                 let message = request.into_inner();
                 let version = Some(message.version).filter(|version| *version != 0);
-                let found = self.reader.read(&allowed, &context, &backend, &name, version).await.map_err(status)?;
+                let found =
+                    self.reader.read(&allowed, &context, &backend, &name, version).await.map_err(status)?;
                 Ok(Response::new(pb::GetResponse { secret: Some(secret(message.path, &found)) }))
             }
         }
     }
 
-    async fn batch_get(&self, request: Request<pb::BatchGetRequest>) -> Result<Response<pb::BatchGetResponse>, Status> {
+    async fn batch_get(
+        &self,
+        request: Request<pb::BatchGetRequest>,
+    ) -> Result<Response<pb::BatchGetResponse>, Status> {
         // One call of `get` each, so that every path is authorised and audited on its own.
         let (metadata, extensions, message) = request.into_parts();
         if !(1..=MAX_BATCH).contains(&message.paths.len()) {
@@ -135,7 +139,10 @@ impl SecretsService for SecretsApi {
         self.upstream.clone().put(forwarded(request)).await.map_err(unreachable)
     }
 
-    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::DeleteResponse>, Status> {
+    async fn delete(
+        &self,
+        request: Request<pb::DeleteRequest>,
+    ) -> Result<Response<pb::DeleteResponse>, Status> {
         let (caller, context) = self.enter(&request).await?;
         let path = SecretPath::parse(&request.get_ref().path).map_err(status)?;
         let row = self.reader.row(&caller, &context, Action::SecretDelete, path.as_str());

@@ -80,7 +80,9 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
     private_dir(&config.data_dir)?;
     let identity = match Identity::load(&config.data_dir)? {
         Some(identity) => identity,
-        None => Identity::join(&config.data_dir, &config.control_plane, &config.join_token(join_token)?).await?,
+        None => {
+            Identity::join(&config.data_dir, &config.control_plane, &config.join_token(join_token)?).await?
+        }
     };
     let identity = Arc::new(identity);
     let upstream = identity.channel(&config.control_plane)?;
@@ -115,10 +117,13 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
         let known = known.clone();
         move || match known.link() {
             Link::Ready => Readiness::ready(),
-            Link::Down(_) => Readiness { ready: true, reasons: vec!["stale: no stream to the control plane".into()] },
-            Link::Starting | Link::Up => {
-                Readiness { ready: false, reasons: vec!["no configuration from the control plane yet".into()] }
+            Link::Down(_) => {
+                Readiness { ready: true, reasons: vec!["stale: no stream to the control plane".into()] }
             }
+            Link::Starting | Link::Up => Readiness {
+                ready: false,
+                reasons: vec!["no configuration from the control plane yet".into()],
+            },
         }
     };
     let router = Front::new(readiness)
@@ -192,13 +197,15 @@ fn private_dir(dir: &Path) -> anyhow::Result<()> {
 /// The key ring of the journal, wrapped by a key of this node that never leaves it.
 fn journal_key(dir: &Path) -> anyhow::Result<Keyring> {
     let (root_file, ring_file) = (dir.join("node.key"), dir.join("node.keyring"));
-    let root = if root_file.exists() { RootKey::from_file(&root_file)? } else { RootKey::create_file(&root_file)? };
+    let root =
+        if root_file.exists() { RootKey::from_file(&root_file)? } else { RootKey::create_file(&root_file)? };
     match fs::read(&ring_file) {
         Ok(wrapped) => Ok(Keyring::unwrap(&wrapped, &root)
             .with_context(|| format!("{} does not fit {}", ring_file.display(), root_file.display()))?),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let ring = Keyring::generate();
-            fs::write(&ring_file, ring.wrap(&root)).with_context(|| format!("cannot write {}", ring_file.display()))?;
+            fs::write(&ring_file, ring.wrap(&root))
+                .with_context(|| format!("cannot write {}", ring_file.display()))?;
             Ok(ring)
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", ring_file.display())),

@@ -90,8 +90,10 @@ impl Options {
     /// When the file cannot be read or has unknown settings.
     pub fn with_file(self) -> anyhow::Result<Self> {
         let Some(path) = &self.config else { return Ok(self) };
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let file: Options = toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let file: Options =
+            toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
         Ok(Options {
             data_dir: self.data_dir.or(file.data_dir),
             listen: self.listen.or(file.listen),
@@ -122,7 +124,9 @@ impl Options {
             _ => bail!("--tls-cert-file and --tls-key-file go together"),
         };
         if tls.is_none() && !listen.ip().is_loopback() && !self.plaintext {
-            bail!("--listen {listen} without TLS: set --tls-cert-file and --tls-key-file, or --plaintext behind a proxy that terminates TLS");
+            bail!(
+                "--listen {listen} without TLS: set --tls-cert-file and --tls-key-file, or --plaintext behind a proxy that terminates TLS"
+            );
         }
         let duration = |name: &str, text: &Option<String>, default: Duration| match text {
             None => Ok(default),
@@ -155,7 +159,9 @@ impl Config {
                 .with_context(|| format!("cannot read the join token in {}", path.display()))?
                 .into()),
             (None, Some(token)) => Ok(token),
-            (None, None) => bail!("the node has not joined yet: set --join-token-file; `scaivault node add` gives a token"),
+            (None, None) => bail!(
+                "the node has not joined yet: set --join-token-file; `scaivault node add` gives a token"
+            ),
         }
     }
 }

@@ -64,7 +64,8 @@ impl Forward {
         let request = http::Request::from_parts(parts, tonic::body::Body::new(body));
         match self.upstream.oneshot(request).await {
             Ok(response) => {
-                let revision = response.headers().get(REVISION).and_then(|value| value.to_str().ok()?.parse().ok());
+                let revision =
+                    response.headers().get(REVISION).and_then(|value| value.to_str().ok()?.parse().ok());
                 let mut response = response.map(Body::new);
                 if let Some(revision) = revision
                     && !self.known.in_force(revision, IN_FORCE).await
@@ -105,13 +106,18 @@ pub(crate) fn unreachable(failure: Status) -> Status {
         return Status::with_details(failure.code(), failure.message(), failure.details().to_vec().into());
     }
     match failure.code() {
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => status(no_control_plane()),
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => {
+            status(no_control_plane())
+        }
         _ => failure,
     }
 }
 
 fn no_control_plane() -> Error {
-    Error::new(Reason::ControlPlaneUnavailable, "the node cannot reach its control plane, which this request needs")
-        .next("try again; proxied reads go on meanwhile")
-        .retry_after(Duration::from_secs(1))
+    Error::new(
+        Reason::ControlPlaneUnavailable,
+        "the node cannot reach its control plane, which this request needs",
+    )
+    .next("try again; proxied reads go on meanwhile")
+    .retry_after(Duration::from_secs(1))
 }

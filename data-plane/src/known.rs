@@ -44,6 +44,9 @@ pub struct View {
     pub mounts: MountTable,
 }
 
+/// Told of each new view of a tenant.
+type Retain = Box<dyn Fn(&TenantId, &MountTable) + Send + Sync>;
+
 enum HeldLease {
     Held(Arc<Lease>),
     Refused(LeaseRefusal, Instant),
@@ -62,7 +65,7 @@ pub struct Known {
     applied: watch::Sender<u64>,
     link: watch::Sender<Link>,
     max_offline: Duration,
-    retain: Box<dyn Fn(&TenantId, &MountTable) + Send + Sync>,
+    retain: Retain,
 }
 
 /// The stream to the control plane.
@@ -123,9 +126,11 @@ impl Known {
                 Err(Error::new(Reason::PermissionDenied, "the node does not serve the tenant of the token")
                     .next("use a node of your tenant"))
             }
-            Link::Starting | Link::Up => Err(Error::new(Reason::Unavailable, "the node has no configuration yet")
-                .next("try again")
-                .retry_after(Duration::from_secs(1))),
+            Link::Starting | Link::Up => {
+                Err(Error::new(Reason::Unavailable, "the node has no configuration yet")
+                    .next("try again")
+                    .retry_after(Duration::from_secs(1)))
+            }
         }
     }
 
@@ -164,7 +169,9 @@ impl Known {
             return Err(unauthenticated());
         }
         if !self.is_linked() {
-            return Err(no_control_plane("the token is not known here, and the control plane cannot be asked"));
+            return Err(no_control_plane(
+                "the token is not known here, and the control plane cannot be asked",
+            ));
         }
         let Ok(_place) = self.places.try_acquire() else {
             return Err(Error::new(Reason::RateLimited, "too many unknown tokens at once")
@@ -190,9 +197,9 @@ impl Known {
                 }
             }
         };
-        timeout(GRANT_WAIT, arrived)
-            .await
-            .unwrap_or_else(|_| Err(no_control_plane("the control plane did not say in time what the token may do")))
+        timeout(GRANT_WAIT, arrived).await.unwrap_or_else(|_| {
+            Err(no_control_plane("the control plane did not say in time what the token may do"))
+        })
     }
 
     fn granted(&self, hash: TokenHash) -> Option<Arc<Caller>> {
@@ -205,11 +212,12 @@ impl Known {
 
     fn check_online(&self) -> Result<(), Error> {
         match *self.link.borrow() {
-            Link::Down(since) if since.elapsed() > self.max_offline => {
-                Err(Error::new(Reason::OfflineTooLong, "the node has been without its control plane for too long")
-                    .next("restore the connection of the node to the control plane")
-                    .retry_after(Duration::from_secs(5)))
-            }
+            Link::Down(since) if since.elapsed() > self.max_offline => Err(Error::new(
+                Reason::OfflineTooLong,
+                "the node has been without its control plane for too long",
+            )
+            .next("restore the connection of the node to the control plane")
+            .retry_after(Duration::from_secs(5))),
             _ => Ok(()),
         }
     }
@@ -252,7 +260,9 @@ impl Leases for Known {
                 _ => {}
             }
             if !self.is_linked() {
-                return Err(no_lease("the node has no credential for the backend, and the control plane cannot be asked"));
+                return Err(no_lease(
+                    "the node has no credential for the backend, and the control plane cannot be asked",
+                ));
             }
             if !demanded {
                 demanded = true;
@@ -276,14 +286,16 @@ impl Known {
         let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
         match leases.get(key)? {
             HeldLease::Held(lease)
-                if refused != Some(lease.id.as_str()) && lease.expires_at.is_none_or(|end| end > Instant::now()) =>
+                if refused != Some(lease.id.as_str())
+                    && lease.expires_at.is_none_or(|end| end > Instant::now()) =>
             {
                 Some(Ok(lease.clone()))
             }
             HeldLease::Held(_) => None,
             HeldLease::Refused(refusal, _) => {
-                let mut error = Error::new(refusal.reason.unwrap_or(Reason::NoLease), refusal.message.clone())
-                    .next("see the backend's status");
+                let mut error =
+                    Error::new(refusal.reason.unwrap_or(Reason::NoLease), refusal.message.clone())
+                        .next("see the backend's status");
                 error.retry_after = refusal.retry_after;
                 Some(Err(error))
             }
@@ -293,7 +305,9 @@ impl Known {
     fn may_ask_again(&self, key: &LeaseKey) -> bool {
         let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
         match leases.get(key) {
-            Some(HeldLease::Refused(refusal, at)) => at.elapsed() >= refusal.retry_after.unwrap_or(LEASE_PAUSE),
+            Some(HeldLease::Refused(refusal, at)) => {
+                at.elapsed() >= refusal.retry_after.unwrap_or(LEASE_PAUSE)
+            }
             _ => true,
         }
     }

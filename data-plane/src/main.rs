@@ -11,6 +11,8 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing ran before that installed one");
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .expect("nothing ran before that installed one");
     scaivault_data_plane::run::run(Cli::parse().options).await
 }

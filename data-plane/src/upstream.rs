@@ -97,11 +97,17 @@ impl Identity {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
         };
-        let damaged = || format!("{} is damaged; remove it and join again with a new join token", file.display());
+        let damaged =
+            || format!("{} is damaged; remove it and join again with a new join token", file.display());
         let stored: Stored = serde_json::from_slice(&bytes).with_context(damaged)?;
-        let key = KeyPair::try_from(decode(&stored.key).with_context(damaged)?.as_slice()).with_context(damaged)?;
-        let certificates: Vec<_> =
-            stored.certificates.iter().map(|text| decode(text)).collect::<anyhow::Result<_>>().with_context(damaged)?;
+        let key =
+            KeyPair::try_from(decode(&stored.key).with_context(damaged)?.as_slice()).with_context(damaged)?;
+        let certificates: Vec<_> = stored
+            .certificates
+            .iter()
+            .map(|text| decode(text))
+            .collect::<anyhow::Result<_>>()
+            .with_context(damaged)?;
         let authority = CertificateDer::from(decode(&stored.authority).with_context(damaged)?);
         let name = NodeName::parse(&stored.name).with_context(damaged)?;
         Self::new(name, file, key, certificates, authority).map(Some)
@@ -114,7 +120,8 @@ impl Identity {
     pub async fn join(dir: &Path, address: &str, token: &SecretString) -> anyhow::Result<Self> {
         const NOT_ONE: &str = "this is no join token; `scaivault node add` gives one";
         let encoded = token.expose_secret().trim().strip_prefix(JOIN_PREFIX).context(NOT_ONE)?;
-        let invitation: Invitation = serde_json::from_slice(&decode(encoded).context(NOT_ONE)?).context(NOT_ONE)?;
+        let invitation: Invitation =
+            serde_json::from_slice(&decode(encoded).context(NOT_ONE)?).context(NOT_ONE)?;
         let authority = CertificateDer::from(decode(&invitation.authority).context(NOT_ONE)?);
         let key = KeyPair::generate()?;
         let csr = CertificateParams::default().serialize_request(&key)?;
@@ -147,11 +154,19 @@ impl Identity {
         let stored = Stored {
             name: self.name.to_string(),
             key: URL_SAFE_NO_PAD.encode(self.key.serialize_der()),
-            certificates: self.presented.0.load().cert.iter().map(|der| URL_SAFE_NO_PAD.encode(der)).collect(),
+            certificates: self
+                .presented
+                .0
+                .load()
+                .cert
+                .iter()
+                .map(|der| URL_SAFE_NO_PAD.encode(der))
+                .collect(),
             authority: URL_SAFE_NO_PAD.encode(&self.authority),
         };
         let next = self.file.with_extension("new");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
         file.write_all(&serde_json::to_vec(&stored)?)?;
         file.sync_all()?;
         fs::rename(&next, &self.file)?;
@@ -245,11 +260,13 @@ fn client_tls(
 
 /// `https://host:port` of the control plane's listener for nodes.
 fn channel(address: &str, tls: Arc<rustls::ClientConfig>) -> anyhow::Result<Channel> {
-    let uri: Uri = address.parse().with_context(|| format!("`{address}` is no address such as https://host:8201"))?;
+    let uri: Uri =
+        address.parse().with_context(|| format!("`{address}` is no address such as https://host:8201"))?;
     if uri.scheme_str() != Some("https") {
         bail!("the control plane's address begins with https://; nodes speak mutual TLS only");
     }
-    let host = uri.host().context("the control plane's address has no host")?.trim_matches(['[', ']']).to_owned();
+    let host =
+        uri.host().context("the control plane's address has no host")?.trim_matches(['[', ']']).to_owned();
     let port = uri.port_u16().unwrap_or(8201);
     let connector = TlsConnector::from(tls);
     let connect = service_fn(move |_: Uri| {

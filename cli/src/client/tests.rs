@@ -125,7 +125,7 @@ fn secret(value: &[u8], kind: secrets::SecretType) -> secrets::GetResponse {
         path: "apps/db".to_owned(),
         version: 3,
         secret_type: kind.into(),
-        value: value.to_vec(),
+        value: value.to_vec().into(),
         metadata: [("owner".to_owned(), "team-a".to_owned())].into(),
         state: secrets::SecretState::Active.into(),
         source: secrets::SecretSource::Local.into(),

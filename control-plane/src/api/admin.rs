@@ -111,7 +111,8 @@ impl AdminService for AdminApi {
         request: Request<pb::DeleteTenantRequest>,
     ) -> Result<Response<pb::DeleteTenantResponse>, Status> {
         let id = request.get_ref().id.clone();
-        let (allowed, context) = self.0.door.administer(&request, Scope::Operator, Action::TenantWrite, &id).await?;
+        let (allowed, context) =
+            self.0.door.administer(&request, Scope::Operator, Action::TenantWrite, &id).await?;
         let parts = self.0.clone();
         uninterrupted(async move {
             let outcome = match TenantId::parse(&id).map_err(|error| at(error, "/id")) {
@@ -171,7 +172,8 @@ impl AdminService for AdminApi {
         request: Request<pb::DeletePolicyRequest>,
     ) -> Result<Response<pb::DeletePolicyResponse>, Status> {
         let name = request.get_ref().name.clone();
-        let (allowed, context) = self.0.door.administer(&request, Scope::Admin, Action::PolicyWrite, &name).await?;
+        let (allowed, context) =
+            self.0.door.administer(&request, Scope::Admin, Action::PolicyWrite, &name).await?;
         let parts = self.0.clone();
         uninterrupted(async move {
             let outcome = match PolicyName::parse(&name) {
@@ -269,7 +271,8 @@ impl AdminService for AdminApi {
                 Ok((name, tenants)) => parts.nodes.invite(&allowed, &context, name, tenants).await,
                 Err(error) => Err(error),
             };
-            let done = parts.door.close(&allowed, &context, Action::NodeWrite, &message.name, outcome).await?;
+            let done =
+                parts.door.close(&allowed, &context, Action::NodeWrite, &message.name, outcome).await?;
             let (token, node) = done.value;
             let join_token = token.expose_secret().to_owned();
             let node = Some(wire_node(node, &parts.board));
@@ -295,7 +298,8 @@ impl AdminService for AdminApi {
         request: Request<pb::DeleteNodeRequest>,
     ) -> Result<Response<pb::DeleteNodeResponse>, Status> {
         let name = request.get_ref().name.clone();
-        let (allowed, context) = self.0.door.administer(&request, Scope::Operator, Action::NodeWrite, &name).await?;
+        let (allowed, context) =
+            self.0.door.administer(&request, Scope::Operator, Action::NodeWrite, &name).await?;
         let parts = self.0.clone();
         uninterrupted(async move {
             let outcome = match NodeName::parse(&name) {
@@ -356,8 +360,9 @@ fn parse_policy(policy: pb::Policy) -> Result<Policy, Error> {
         let path = Pattern::parse(&rule.path)
             .map_err(|fault| Error::invalid(pointer("path"), format!("the pattern {fault}")))?;
         let capabilities = rule.capabilities.iter().map(|name| {
-            Capability::parse(name)
-                .ok_or_else(|| Error::invalid(pointer("capabilities"), "are `read`, `list`, `write` and `delete`"))
+            Capability::parse(name).ok_or_else(|| {
+                Error::invalid(pointer("capabilities"), "are `read`, `list`, `write` and `delete`")
+            })
         });
         let effect = match pb::Effect::try_from(rule.effect) {
             Ok(pb::Effect::Unspecified | pb::Effect::Allow) => Effect::Allow,

@@ -15,7 +15,10 @@ pub(super) fn time(time: Timestamp) -> WireTimestamp {
 }
 
 pub(super) fn parse_time(pointer: &str, time: &WireTimestamp) -> Result<Timestamp, Error> {
-    let millis = time.seconds.checked_mul(1000).and_then(|millis| millis.checked_add(i64::from(time.nanos) / 1_000_000));
+    let millis = time
+        .seconds
+        .checked_mul(1000)
+        .and_then(|millis| millis.checked_add(i64::from(time.nanos) / 1_000_000));
     millis.map(Timestamp::from_millis).ok_or_else(|| Error::invalid(pointer, "is no time that can be"))
 }
 
@@ -26,7 +29,11 @@ pub(super) fn duration(duration: std::time::Duration) -> WireDuration {
     }
 }
 
-pub(super) fn parse_duration(reason: Reason, pointer: &str, duration: &WireDuration) -> Result<std::time::Duration, Error> {
+pub(super) fn parse_duration(
+    reason: Reason,
+    pointer: &str,
+    duration: &WireDuration,
+) -> Result<std::time::Duration, Error> {
     std::time::Duration::try_from(*duration)
         .map_err(|_| Error::field(reason, pointer, "is a duration that is not negative"))
 }

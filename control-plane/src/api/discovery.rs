@@ -51,7 +51,10 @@ impl DiscoveryApi {
 impl DiscoveryService for DiscoveryApi {
     type DeltaStream = Pin<Box<dyn Stream<Item = Result<pb::DeltaResponse, Status>> + Send>>;
 
-    async fn delta(&self, request: Request<Streaming<pb::DeltaRequest>>) -> Result<Response<Self::DeltaStream>, Status> {
+    async fn delta(
+        &self,
+        request: Request<Streaming<pb::DeltaRequest>>,
+    ) -> Result<Response<Self::DeltaStream>, Status> {
         let node = joined(&request)?;
         let identity = NodeIdentity {
             name: node.name,
@@ -61,8 +64,13 @@ impl DiscoveryService for DiscoveryApi {
                 Tenants::Only(node.tenants.into_iter().collect())
             },
         };
-        let stream =
-            delta_stream(self.source.clone(), self.board.clone(), identity, request.into_inner(), self.stop.clone());
+        let stream = delta_stream(
+            self.source.clone(),
+            self.board.clone(),
+            identity,
+            request.into_inner(),
+            self.stop.clone(),
+        );
         Ok(Response::new(Box::pin(stream)))
     }
 

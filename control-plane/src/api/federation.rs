@@ -9,8 +9,8 @@ use scaivault_discovery::NodeBoard;
 use scaivault_domain::access::Scope;
 use scaivault_domain::audit::Action;
 use scaivault_domain::backend::{
-    BackendId, BackendSpec, DEFAULT_TIMEOUT, Endpoint, KvMount, KvVersion, Mode, Provider, VaultAuthMethod, VaultLogin,
-    VaultTarget, check_timeout,
+    BackendId, BackendSpec, DEFAULT_TIMEOUT, Endpoint, KvMount, KvVersion, Mode, Provider, VaultAuthMethod,
+    VaultLogin, VaultTarget, check_timeout,
 };
 use scaivault_domain::event::Event;
 use scaivault_domain::lease::LeaseKey;
@@ -102,7 +102,8 @@ impl FederationService for FederationApi {
     ) -> Result<Response<pb::GetBackendResponse>, Status> {
         let allowed = self.0.door.look(&request, Scope::FederationRead).await?;
         let id = BackendId::parse(&request.get_ref().id).map_err(status)?;
-        let configuration = self.0.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?;
+        let configuration =
+            self.0.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?;
         let (record, version) = configuration.backend(&id).map_err(status)?;
         Ok(Response::new(pb::GetBackendResponse { backend: Some(backend(record, *version)) }))
     }
@@ -114,9 +115,11 @@ impl FederationService for FederationApi {
         let allowed = self.0.door.look(&request, Scope::FederationRead).await?;
         let message = request.into_inner();
         let page = PageRequest::parse(message.page_size, &message.page_token).map_err(status)?;
-        let configuration = self.0.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?;
+        let configuration =
+            self.0.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?;
         let after = page.after.as_deref().unwrap_or("");
-        let mut rest = configuration.backends.iter().filter(|(record, _)| record.spec.name.as_str() > after).peekable();
+        let mut rest =
+            configuration.backends.iter().filter(|(record, _)| record.spec.name.as_str() > after).peekable();
         let backends: Vec<_> =
             rest.by_ref().take(page.size).map(|(record, version)| backend(record, *version)).collect();
         let next = rest.peek().and(backends.last()).map(|last| last.name.clone());
@@ -129,7 +132,8 @@ impl FederationService for FederationApi {
     ) -> Result<Response<pb::UpdateBackendResponse>, Status> {
         let id = request.get_ref().backend.as_ref().map(|backend| backend.id.clone()).unwrap_or_default();
         let door = &self.0.door;
-        let (allowed, context) = door.administer(&request, Scope::FederationWrite, Action::BackendWrite, &id).await?;
+        let (allowed, context) =
+            door.administer(&request, Scope::FederationWrite, Action::BackendWrite, &id).await?;
         let message = request.into_inner();
         let parts = self.0.clone();
         uninterrupted(async move {
@@ -158,7 +162,8 @@ impl FederationService for FederationApi {
     ) -> Result<Response<pb::DeleteBackendResponse>, Status> {
         let id = request.get_ref().id.clone();
         let door = &self.0.door;
-        let (allowed, context) = door.administer(&request, Scope::FederationWrite, Action::BackendWrite, &id).await?;
+        let (allowed, context) =
+            door.administer(&request, Scope::FederationWrite, Action::BackendWrite, &id).await?;
         let message = request.into_inner();
         let parts = self.0.clone();
         uninterrupted(async move {
@@ -168,7 +173,12 @@ impl FederationService for FederationApi {
             };
             let outcome = outcome.await;
             let done = parts.door.close(&allowed, &context, Action::BackendWrite, &id, outcome).await?;
-            let generation = parts.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?.generation;
+            let generation = parts
+                .configurations
+                .of(allowed.tenant())
+                .await
+                .map_err(|error| status(error.into()))?
+                .generation;
             let pending = parts.board.acknowledged(allowed.tenant(), generation, FORGET).await;
             let pending_nodes = pending.into_iter().map(|name| name.to_string()).collect();
             Ok(changed(pb::DeleteBackendResponse { pending_nodes }, done.revision))
@@ -191,12 +201,16 @@ impl FederationService for FederationApi {
     ) -> Result<Response<pb::SyncBackendResponse>, Status> {
         let allowed = self.0.door.look(&request, Scope::FederationWrite).await?;
         let id = BackendId::parse(&request.get_ref().id).map_err(status)?;
-        let configuration = self.0.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?;
+        let configuration =
+            self.0.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?;
         let (record, _) = configuration.backend(&id).map_err(status)?;
         match record.spec.mode {
             Mode::Proxy => Err(status(
-                Error::new(Reason::WrongMode, "a backend in proxy mode has nothing to sync: every read is current")
-                    .next("read the secret through ScaiVault; the backend answers"),
+                Error::new(
+                    Reason::WrongMode,
+                    "a backend in proxy mode has nothing to sync: every read is current",
+                )
+                .next("read the secret through ScaiVault; the backend answers"),
             )),
         }
     }
@@ -228,7 +242,8 @@ impl Parts {
         let key = LeaseKey { tenant: tenant.clone(), backend: id.clone() };
         let health = self.monitor.health(&key);
         let node_login = self.credentials.failure(&key, Holder::Nodes);
-        let problem = health.as_ref().and_then(|health| health.outcome.as_ref().err()).or(node_login.as_ref());
+        let problem =
+            health.as_ref().and_then(|health| health.outcome.as_ref().err()).or(node_login.as_ref());
         let verdict = match (&health, problem) {
             _ if !record.spec.enabled => pb::BackendHealth::Disabled,
             (None, _) => pb::BackendHealth::Pending,
@@ -237,11 +252,14 @@ impl Parts {
             (Some(_), Some(_)) => pb::BackendHealth::Degraded,
             (Some(_), None) => pb::BackendHealth::Healthy,
         };
-        let connected = health.as_ref().map(|health| health.outcome.as_ref().is_ok_and(|()| true) || !is_outage_of(health));
+        let connected = health
+            .as_ref()
+            .map(|health| health.outcome.as_ref().is_ok_and(|()| true) || !is_outage_of(health));
         let mut nodes = Vec::new();
         for name in self.nodes.serving(tenant).await? {
             let known = self.board.snapshot(&name);
-            let view = known.as_ref().and_then(|node| node.progress.views.get(tenant)).cloned().unwrap_or_default();
+            let view =
+                known.as_ref().and_then(|node| node.progress.views.get(tenant)).cloned().unwrap_or_default();
             nodes.push(pb::NodeState {
                 name: name.to_string(),
                 connected: known.as_ref().is_some_and(|node| node.connected),
@@ -255,7 +273,10 @@ impl Parts {
             id: id.to_string(),
             name: record.spec.name.to_string(),
             status: verdict.into(),
-            reason: problem.filter(|_| record.spec.enabled).map(|error| error.message.to_string()).unwrap_or_default(),
+            reason: problem
+                .filter(|_| record.spec.enabled)
+                .map(|error| error.message.to_string())
+                .unwrap_or_default(),
             next_step: problem.and_then(|error| error.next_step.as_deref()).unwrap_or_default().into(),
             connection: Some(pb::Connection {
                 status: match connected {
@@ -279,7 +300,10 @@ impl Parts {
             consecutive_failures: health.map_or(0, |health| health.failures),
             generation: configuration.generation,
             nodes,
-            login_expire_time: self.credentials.ends_in(&key).map(|left| convert::time(self.clock.now().after(left))),
+            login_expire_time: self
+                .credentials
+                .ends_in(&key)
+                .map(|left| convert::time(self.clock.now().after(left))),
         })
     }
 }
@@ -318,7 +342,9 @@ fn parse_spec(wanted: pb::Backend) -> Result<BackendSpec, Error> {
 
 /// The configuration with the masked fields taken from a message.
 fn edit(before: &BackendSpec, wanted: pb::Backend, mask: Option<&FieldMask>) -> Result<BackendSpec, Error> {
-    let Some(mask) = mask.filter(|mask| !mask.paths.iter().any(|path| path == "*")) else { return parse_spec(wanted) };
+    let Some(mask) = mask.filter(|mask| !mask.paths.iter().any(|path| path == "*")) else {
+        return parse_spec(wanted);
+    };
     let mut spec = before.clone();
     for path in &mask.paths {
         match path.as_str() {
@@ -353,7 +379,9 @@ fn parse_mode(mode: i32) -> Result<Mode, Error> {
 fn parse_timeout(timeout: Option<prost_types::Duration>) -> Result<Duration, Error> {
     match timeout {
         None => Ok(DEFAULT_TIMEOUT),
-        Some(timeout) => check_timeout(convert::parse_duration(Reason::InvalidConfig, "/config/timeout", &timeout)?),
+        Some(timeout) => {
+            check_timeout(convert::parse_duration(Reason::InvalidConfig, "/config/timeout", &timeout)?)
+        }
     }
 }
 
@@ -385,7 +413,8 @@ fn parse_provider(config: Option<Config>) -> Result<Provider, Error> {
         }
         Ok(KvMount { path: kv.path, version })
     });
-    if method != VaultAuthMethod::Token && (!config.lease_policies.is_empty() || config.allow_static_on_nodes) {
+    if method != VaultAuthMethod::Token && (!config.lease_policies.is_empty() || config.allow_static_on_nodes)
+    {
         let field = if config.lease_policies.is_empty() { "allow_static_on_nodes" } else { "lease_policies" };
         return Err(invalid(field, "belongs to auth_method `token`"));
     }
@@ -447,7 +476,10 @@ fn backend(record: &BackendRecord, version: RowVersion) -> pb::Backend {
             .mapping
             .rules()
             .iter()
-            .map(|rule| pb::PathRule { pattern: rule.pattern.to_string(), template: rule.template.to_string() })
+            .map(|rule| pb::PathRule {
+                pattern: rule.pattern.to_string(),
+                template: rule.template.to_string(),
+            })
             .collect(),
         mode: match spec.mode {
             Mode::Proxy => pb::Mode::Proxy,

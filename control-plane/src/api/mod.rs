@@ -13,8 +13,8 @@ use scaivault_domain::access::{Administer, Authorized, Caller, Scope, authorize_
 use scaivault_domain::audit::{Action, AuditRow};
 use scaivault_domain::{Error, Reason};
 use scaivault_edge::auth;
-use scaivault_edge::{PeerCertificates, RequestContext};
 use scaivault_edge::error::grpc::status;
+use scaivault_edge::{PeerCertificates, RequestContext};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
@@ -52,15 +52,23 @@ impl Door {
         Ok((caller, context))
     }
 
-    async fn caller(&self, metadata: &MetadataMap, node: Option<&CertifiedNode>) -> Result<Arc<Caller>, Error> {
+    async fn caller(
+        &self,
+        metadata: &MetadataMap,
+        node: Option<&CertifiedNode>,
+    ) -> Result<Arc<Caller>, Error> {
         let caller = auth::caller(&*self.tokens, metadata).await?;
         // An operator may name a tenant that is not its own, and so perhaps none at all.
         if metadata.contains_key(auth::TENANT) && !self.tenants.exists(&caller.tenant).await? {
-            return Err(Error::new(Reason::NotFound, "no tenant has this id").next("list the tenants to see their ids"));
+            return Err(Error::new(Reason::NotFound, "no tenant has this id")
+                .next("list the tenants to see their ids"));
         }
         if node.is_some_and(|node| !node.serves(&caller.tenant)) {
-            return Err(Error::new(Reason::PermissionDenied, "the node does not serve the tenant of the token")
-                .next("use a node of your tenant"));
+            return Err(Error::new(
+                Reason::PermissionDenied,
+                "the node does not serve the tenant of the token",
+            )
+            .next("use a node of your tenant"));
         }
         Ok(caller)
     }
@@ -92,7 +100,11 @@ impl Door {
     }
 
     /// Authorises a call that only looks.
-    async fn look<T>(&self, request: &Request<T>, scope: Scope) -> Result<Authorized<Administer, Scope>, Status> {
+    async fn look<T>(
+        &self,
+        request: &Request<T>,
+        scope: Scope,
+    ) -> Result<Authorized<Administer, Scope>, Status> {
         let (caller, _) = self.enter(request).await?;
         authorize_admin(&caller, scope).map_err(status)
     }

@@ -46,14 +46,18 @@ impl SecretsService for SecretsApi {
         Ok(Response::new(pb::GetResponse { secret: Some(secret(message.path, found)) }))
     }
 
-    async fn batch_get(&self, request: Request<pb::BatchGetRequest>) -> Result<Response<pb::BatchGetResponse>, Status> {
+    async fn batch_get(
+        &self,
+        request: Request<pb::BatchGetRequest>,
+    ) -> Result<Response<pb::BatchGetResponse>, Status> {
         // One call of `get` each, so that every path is authorised and audited on its own.
         let (metadata, extensions, message) = request.into_parts();
         check_batch(&message.paths).map_err(status)?;
         let mut results = Vec::with_capacity(message.paths.len());
         for path in message.paths {
             let ask = pb::GetRequest { path: path.clone(), version: 0 };
-            let outcome = match self.get(Request::from_parts(metadata.clone(), extensions.clone(), ask)).await {
+            let outcome = match self.get(Request::from_parts(metadata.clone(), extensions.clone(), ask)).await
+            {
                 Ok(answer) => answer.into_inner().secret.map(Outcome::Secret),
                 Err(refusal) if refusal.code() == tonic::Code::Unauthenticated => return Err(refusal),
                 Err(refusal) => Some(Outcome::Error(refused(&refusal))),
@@ -69,7 +73,8 @@ impl SecretsService for SecretsApi {
         let folder = Folder::parse(&message.folder).map_err(status)?;
         let page = PageRequest::parse(message.page_size, &message.page_token).map_err(status)?;
         let allowed = authorize_list(&caller, folder);
-        let allowed = self.door.admit(&caller, &context, Action::SecretList, &message.folder, allowed).await?;
+        let allowed =
+            self.door.admit(&caller, &context, Action::SecretList, &message.folder, allowed).await?;
         let page = self.secrets.list(&allowed, &context, &page).await.map_err(status)?;
         Ok(Response::new(pb::ListResponse { keys: page.items, next_page_token: page.next }))
     }
@@ -95,12 +100,16 @@ impl SecretsService for SecretsApi {
         .await
     }
 
-    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::DeleteResponse>, Status> {
+    async fn delete(
+        &self,
+        request: Request<pb::DeleteRequest>,
+    ) -> Result<Response<pb::DeleteResponse>, Status> {
         let (caller, context) = self.door.enter(&request).await?;
         let message = request.into_inner();
         let path = SecretPath::parse(&message.path).map_err(status)?;
         let allowed = authorize_delete(&caller, path);
-        let allowed = self.door.admit(&caller, &context, Action::SecretDelete, &message.path, allowed).await?;
+        let allowed =
+            self.door.admit(&caller, &context, Action::SecretDelete, &message.path, allowed).await?;
         let expected = message.expected_version.map_or(Expected::Any, Expected::Version);
         let secrets = self.secrets.clone();
         uninterrupted(async move {
@@ -118,7 +127,8 @@ impl SecretsService for SecretsApi {
         let message = request.into_inner();
         let path = SecretPath::parse(&message.path).map_err(status)?;
         let allowed = authorize_read(&caller, path);
-        let allowed = self.door.admit(&caller, &context, Action::SecretVersions, &message.path, allowed).await?;
+        let allowed =
+            self.door.admit(&caller, &context, Action::SecretVersions, &message.path, allowed).await?;
         let lines = self.secrets.versions(&allowed, &context).await.map_err(status)?;
         let versions = lines
             .into_iter()

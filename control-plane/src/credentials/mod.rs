@@ -149,15 +149,20 @@ impl Credentials {
     pub async fn check(&self, tenant: &TenantId, provider: &Provider) -> Result<(), Error> {
         let value = self.read(tenant, provider.credentials()).await?;
         match provider {
-            Provider::HashicorpVault { login, .. } => vault::Credential::parse(login.method, &value).map(drop),
+            Provider::HashicorpVault { login, .. } => {
+                vault::Credential::parse(login.method, &value).map(drop)
+            }
         }
     }
 
     async fn read(&self, tenant: &TenantId, path: &SecretPath) -> Result<SecretValue, Error> {
         // Checked at every use: a mapping may have come to own the path.
         if self.configurations.of(tenant).await?.route(path) != Route::Local {
-            return Err(Error::new(Reason::CredentialCycle, "the backend's credential lies in a federated path")
-                .next("store the credential at a local path"));
+            return Err(Error::new(
+                Reason::CredentialCycle,
+                "the backend's credential lies in a federated path",
+            )
+            .next("store the credential at a local path"));
         }
         match secrets::local(&self.records, tenant, path, None).await {
             Ok(found) => Ok(found.value),
@@ -290,13 +295,15 @@ impl Credentials {
                 }
             }
         };
-        let outcome = tokio::time::timeout(LOGIN_TIMEOUT, attempt)
-            .await
-            .unwrap_or_else(|_| Err(Error::new(Reason::BackendTimeout, "the backend did not answer the login in time")));
+        let outcome = tokio::time::timeout(LOGIN_TIMEOUT, attempt).await.unwrap_or_else(|_| {
+            Err(Error::new(Reason::BackendTimeout, "the backend did not answer the login in time"))
+        });
         let path = login.provider.credentials().as_str();
-        let mut row = AuditRow::of_control_plane(tenant.clone(), Action::BackendLogin, path, self.audit.now());
+        let mut row =
+            AuditRow::of_control_plane(tenant.clone(), Action::BackendLogin, path, self.audit.now());
         row.backend = Some(login.key.backend.to_string());
-        row.outcome = outcome.as_ref().map_or_else(|error| error.reason.code(), |_| scaivault_domain::audit::OK).into();
+        row.outcome =
+            outcome.as_ref().map_or_else(|error| error.reason.code(), |_| scaivault_domain::audit::OK).into();
         self.audit.record(row).await?;
         outcome
     }

@@ -41,10 +41,15 @@ impl Credential {
         let fields: Fields = serde_json::from_slice(value.expose())
             .map_err(|_| unusable("the credential is no JSON object of strings"))?;
         let required = |name: &str, field: Option<SecretString>| match field {
-            Some(text) if text.expose_secret().bytes().all(|b| b.is_ascii_graphic()) && !text.expose_secret().is_empty() => {
+            Some(text)
+                if text.expose_secret().bytes().all(|b| b.is_ascii_graphic())
+                    && !text.expose_secret().is_empty() =>
+            {
                 Ok(text)
             }
-            Some(_) => Err(unusable(format!("`{name}` of the credential is empty or has characters that no token has"))),
+            Some(_) => Err(unusable(format!(
+                "`{name}` of the credential is empty or has characters that no token has"
+            ))),
             None => Err(unusable(format!("the credential has no `{name}`"))
                 .next("store it with the keys that the auth method needs")),
         };
@@ -113,11 +118,14 @@ async fn for_nodes(vault: &Vault, login: &VaultLogin, own: Issued) -> Result<Iss
     }
     match vaultrs::token::new(vault, Some(&mut request)).await {
         Ok(info) => Ok(issued(info)),
-        Err(ClientError::APIError { code: 403, .. }) if own.ttl.is_some() || login.allow_static_on_nodes => Ok(own),
-        Err(ClientError::APIError { code: 403, .. }) => {
-            Err(Error::new(Reason::NoLease, "the configured token never expires and may not make child tokens")
-                .next("allow it `update` on `auth/token/create`, or set `allow_static_on_nodes`"))
+        Err(ClientError::APIError { code: 403, .. }) if own.ttl.is_some() || login.allow_static_on_nodes => {
+            Ok(own)
         }
+        Err(ClientError::APIError { code: 403, .. }) => Err(Error::new(
+            Reason::NoLease,
+            "the configured token never expires and may not make child tokens",
+        )
+        .next("allow it `update` on `auth/token/create`, or set `allow_static_on_nodes`")),
         Err(error) => Err(refused(&error, Step::Child)),
     }
 }
@@ -126,7 +134,8 @@ async fn for_nodes(vault: &Vault, login: &VaultLogin, own: Issued) -> Result<Iss
 pub(crate) async fn renew(target: &VaultTarget, material: &Material) -> Result<Option<Duration>, Error> {
     let Material::VaultToken(token) = material;
     let vault = Vault::new(target, Some(token))?;
-    let info = vaultrs::token::renew_self(&vault, None).await.map_err(|error| refused(&error, Step::Renewal))?;
+    let info =
+        vaultrs::token::renew_self(&vault, None).await.map_err(|error| refused(&error, Step::Renewal))?;
     Ok((info.lease_duration > 0).then(|| Duration::from_secs(info.lease_duration)))
 }
 
@@ -166,9 +175,12 @@ fn refused(error: &ClientError, step: Step) -> Error {
     match status(error) {
         Some(429) => Error::new(Reason::BackendThrottled, "the backend asked us to slow down")
             .retry_after(Duration::from_secs(1)),
-        Some(code @ 500..) => Error::new(Reason::BackendUnreachable, format!("the backend answered the login with {code}")),
+        Some(code @ 500..) => {
+            Error::new(Reason::BackendUnreachable, format!("the backend answered the login with {code}"))
+        }
         Some(code) => {
-            Error::new(Reason::BackendLoginFailed, format!("the backend refused the login with {code}")).next(next)
+            Error::new(Reason::BackendLoginFailed, format!("the backend refused the login with {code}"))
+                .next(next)
         }
         None => Error::new(Reason::BackendUnreachable, "the backend cannot be reached for a login")
             .next("check the endpoint, the network and the certificate"),
@@ -179,9 +191,9 @@ fn refused(error: &ClientError, step: Step) -> Error {
 fn status(error: &ClientError) -> Option<u16> {
     match error {
         ClientError::APIError { code, .. } => Some(*code),
-        ClientError::RestClientError { source: rustify::errors::ClientError::ServerResponseError { code, .. } } => {
-            Some(*code)
-        }
+        ClientError::RestClientError {
+            source: rustify::errors::ClientError::ServerResponseError { code, .. },
+        } => Some(*code),
         _ => None,
     }
 }

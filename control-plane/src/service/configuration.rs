@@ -98,7 +98,9 @@ impl Configurations {
                 return Ok(held);
             }
             let mut backends = Vec::new();
-            for (_, record, version) in self.records.scan_all::<BackendRecord>(&Owner::from(tenant), Space::Backend, "").await? {
+            for (_, record, version) in
+                self.records.scan_all::<BackendRecord>(&Owner::from(tenant), Space::Backend, "").await?
+            {
                 backends.push((record, version));
             }
             // Backends and anchor change in one transaction, so an unchanged anchor means that what was read is whole.

@@ -136,7 +136,8 @@ impl Federation {
             };
             let key = Key::new(tenant, Space::Backend, id.as_str());
             let tx = self.next_generation(&configuration).put(key.clone(), self.records.seal(&key, &record));
-            let mut row = AuditRow::new(allowed.caller(), origin, Action::BackendWrite, record.spec.name.as_str(), now);
+            let mut row =
+                AuditRow::new(allowed.caller(), origin, Action::BackendWrite, record.spec.name.as_str(), now);
             row.backend = Some(id.to_string());
             if let Some(revision) = settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
                 return Ok(Committed { value: (record, revision), revision });
@@ -161,7 +162,8 @@ impl Federation {
             let configuration = self.configurations.of(tenant).await?;
             let (record, version) = configuration.backend(id)?;
             check_version(*version, expected)?;
-            let tx = self.next_generation(&configuration).delete(Key::new(tenant, Space::Backend, id.as_str()));
+            let tx =
+                self.next_generation(&configuration).delete(Key::new(tenant, Space::Backend, id.as_str()));
             let mut row = AuditRow::new(
                 allowed.caller(),
                 origin,
@@ -194,8 +196,9 @@ impl Federation {
         }
         if !target.tls_verify() && !self.limits.unverified_tls {
             let detail = "may only be false if the operator allows it";
-            return Err(Error::field(Reason::InvalidConfig, "/config/tls_verify", detail)
-                .next("give the server's CA as `ca_cert`, or start the control plane with --allow-unverified-tls"));
+            return Err(Error::field(Reason::InvalidConfig, "/config/tls_verify", detail).next(
+                "give the server's CA as `ca_cert`, or start the control plane with --allow-unverified-tls",
+            ));
         }
         Ok(())
     }
@@ -213,10 +216,8 @@ impl Federation {
             if !prefix.is_empty() && !rule.pattern.is_literal() {
                 prefix.push('/');
             }
-            for (name, _, _) in self
-                .records
-                .scan_all::<SecretHead>(&Owner::from(tenant), Space::Secret, &prefix)
-                .await?
+            for (name, _, _) in
+                self.records.scan_all::<SecretHead>(&Owner::from(tenant), Space::Secret, &prefix).await?
             {
                 let Ok(path) = SecretPath::check(&name) else { continue };
                 let hidden_already = before.is_some_and(|before| before.forward(&path).is_some());
@@ -238,7 +239,11 @@ impl Federation {
 }
 
 /// The rules between a backend and the other backends of its tenant.
-fn check_against_others(configuration: &Configuration, id: &BackendId, spec: &BackendSpec) -> Result<(), Error> {
+fn check_against_others(
+    configuration: &Configuration,
+    id: &BackendId,
+    spec: &BackendSpec,
+) -> Result<(), Error> {
     for (other, _) in configuration.backends.iter().filter(|(other, _)| other.id != *id) {
         if other.spec.name == spec.name {
             return Err(Error::field(Reason::AlreadyExists, "/name", "a backend of this name exists")
@@ -249,7 +254,8 @@ fn check_against_others(configuration: &Configuration, id: &BackendId, spec: &Ba
                 "`{mine}` and `{theirs}` of the backend `{}` ({}) can match the same path",
                 other.spec.name, other.id
             );
-            return Err(Error::field(Reason::MappingOverlap, "/path_mapping", detail).next("make one of them narrower"));
+            return Err(Error::field(Reason::MappingOverlap, "/path_mapping", detail)
+                .next("make one of them narrower"));
         }
         if other.spec.mapping.forward(spec.provider.credentials()).is_some() {
             return Err(cycle("/config", &format!("the backend `{}`", other.spec.name)));

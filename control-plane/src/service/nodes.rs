@@ -75,7 +75,8 @@ impl Nodes {
                 .next("remove the node first, or choose another name"));
         }
         let now = self.clock.now();
-        let node = NodeRecord { name, tenants, enrolment: accessor(), created: now, certificate_expires: None };
+        let node =
+            NodeRecord { name, tenants, enrolment: accessor(), created: now, certificate_expires: None };
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|_| Error::internal())?;
         let secret = SecretString::from(URL_SAFE_NO_PAD.encode(random));
@@ -127,7 +128,11 @@ impl Nodes {
     ///
     /// # Errors
     /// `unauthenticated` for a node that was removed.
-    pub async fn renew(&self, node: &CertifiedNode, csr: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    pub async fn renew(
+        &self,
+        node: &CertifiedNode,
+        csr: &[u8],
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let (mut record, version) = self.find(node).await?;
         let (certificates, ends) = self.authority.sign(&record, csr)?;
         record.certificate_expires = Some(ends);
@@ -171,7 +176,13 @@ impl Nodes {
     ) -> Result<Page<NodeRecord>, Error> {
         let rows = self
             .records
-            .scan_page::<NodeRecord>(&Owner::Installation, Space::Node, "", page.after.as_deref(), page.size + 1)
+            .scan_page::<NodeRecord>(
+                &Owner::Installation,
+                Space::Node,
+                "",
+                page.after.as_deref(),
+                page.size + 1,
+            )
             .await?;
         Ok(page.page(rows.into_iter().map(|(_, node, _)| node).collect(), |node| node.name.to_string()))
     }

@@ -55,8 +55,13 @@ impl Policies {
             return Err(Error::invalid(format!("/rules/{at}/capabilities"), "needs at least one capability"));
         }
         let key = policy_key(allowed.tenant(), &policy.name);
-        let row =
-            AuditRow::new(allowed.caller(), origin, Action::PolicyWrite, policy.name.as_str(), self.clock.now());
+        let row = AuditRow::new(
+            allowed.caller(),
+            origin,
+            Action::PolicyWrite,
+            policy.name.as_str(),
+            self.clock.now(),
+        );
         let tx = Tx::new().put(key.clone(), self.records.seal(&key, &policy));
         let revision =
             settle(self.records.store().commit(self.audit.stage(tx, &row)).await)?.ok_or_else(contended)?;
@@ -67,7 +72,11 @@ impl Policies {
     ///
     /// # Errors
     /// `not_found`.
-    pub async fn get(&self, allowed: &Authorized<Administer, Scope>, name: &PolicyName) -> Result<Policy, Error> {
+    pub async fn get(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        name: &PolicyName,
+    ) -> Result<Policy, Error> {
         let found = self.records.get::<Policy>(&policy_key(allowed.tenant(), name)).await?;
         found.map(|(policy, _)| policy).ok_or_else(gone)
     }
@@ -103,7 +112,9 @@ impl Policies {
         let tenant = allowed.tenant();
         let key = policy_key(tenant, name);
         let (_, version) = self.records.get::<Policy>(&key).await?.ok_or_else(gone)?;
-        for (_, by, _) in self.records.scan_all::<AccessorRecord>(&Owner::from(tenant), Space::Token, "").await? {
+        for (_, by, _) in
+            self.records.scan_all::<AccessorRecord>(&Owner::from(tenant), Space::Token, "").await?
+        {
             let token = self.records.get::<TokenRecord>(&Key::installation(Space::Token, by.hash)).await?;
             if let Some((token, _)) = token
                 && token.policies.iter().any(|policy| policy == name.as_str())
@@ -112,7 +123,8 @@ impl Policies {
                 return Err(Error::new(Reason::InUse, message).next("revoke the token first"));
             }
         }
-        let row = AuditRow::new(allowed.caller(), origin, Action::PolicyWrite, name.as_str(), self.clock.now());
+        let row =
+            AuditRow::new(allowed.caller(), origin, Action::PolicyWrite, name.as_str(), self.clock.now());
         let tx = Tx::new().expect(key.clone(), version).delete(key);
         let revision =
             settle(self.records.store().commit(self.audit.stage(tx, &row)).await)?.ok_or_else(contended)?;

@@ -156,7 +156,11 @@ impl Secrets {
     ///
     /// # Errors
     /// `not_found`, or what the backend did wrong.
-    pub async fn versions(&self, allowed: &Authorized<Read>, origin: &Origin) -> Result<Vec<VersionLine>, Error> {
+    pub async fn versions(
+        &self,
+        allowed: &Authorized<Read>,
+        origin: &Origin,
+    ) -> Result<Vec<VersionLine>, Error> {
         let row = self.row(allowed.caller(), origin, Action::SecretVersions, allowed.path().as_str());
         let outcome = self.read_versions(allowed).await;
         self.audit.close(row, origin, outcome).await
@@ -177,8 +181,10 @@ impl Secrets {
                 .collect());
         }
         let prefix = format!("{path}@");
-        let rows =
-            self.records.scan_all::<SecretVersionHead>(&Owner::from(tenant), Space::SecretVersion, &prefix).await?;
+        let rows = self
+            .records
+            .scan_all::<SecretVersionHead>(&Owner::from(tenant), Space::SecretVersion, &prefix)
+            .await?;
         if rows.is_empty() {
             return Err(absent());
         }
@@ -263,7 +269,12 @@ impl Secrets {
     ///
     /// # Errors
     /// `not_found`, `federated_read_only`, `precondition_failed`.
-    pub async fn delete(&self, allowed: &Authorized<Write>, origin: &Origin, expected: Expected) -> Result<(), Error> {
+    pub async fn delete(
+        &self,
+        allowed: &Authorized<Write>,
+        origin: &Origin,
+        expected: Expected,
+    ) -> Result<(), Error> {
         let row = self.row(allowed.caller(), origin, Action::SecretDelete, allowed.path().as_str());
         let outcome = self.remove(allowed, origin, &row, expected).await;
         self.audit.close_refusal(row, origin, outcome).await
@@ -285,7 +296,8 @@ impl Secrets {
             }
             check_expected(Some(&head), expected)?;
             let key = version_key(tenant, path.as_str(), head.current);
-            let (mut entry, value) = self.records.get_secret::<SecretVersionHead>(&key).await?.ok_or_else(absent)?;
+            let (mut entry, value) =
+                self.records.get_secret::<SecretVersionHead>(&key).await?.ok_or_else(absent)?;
             entry.state = State::Deleted;
             entry.deleted = Some(self.clock.now());
             let mut row = row.clone();
@@ -321,7 +333,11 @@ impl Secrets {
         self.audit.close(row, origin, outcome).await
     }
 
-    async fn children(&self, allowed: &Authorized<List, Folder>, page: &PageRequest) -> Result<Page<String>, Error> {
+    async fn children(
+        &self,
+        allowed: &Authorized<List, Folder>,
+        page: &PageRequest,
+    ) -> Result<Page<String>, Error> {
         let (tenant, folder) = (allowed.tenant(), allowed.folder());
         let prefix = folder.prefix();
         let configuration = self.configurations.of(tenant).await?;
@@ -347,7 +363,14 @@ impl Secrets {
                 let entries = self
                     .records
                     .store()
-                    .scan(&Owner::from(tenant), Space::Secret, &prefix, Depth::Children, cursor.as_deref(), wanted)
+                    .scan(
+                        &Owner::from(tenant),
+                        Space::Secret,
+                        &prefix,
+                        Depth::Children,
+                        cursor.as_deref(),
+                        wanted,
+                    )
                     .await?;
                 local_done = entries.len() < wanted;
                 cursor = entries.last().map(|entry| entry.name().to_owned()).or(cursor);
@@ -391,7 +414,11 @@ impl Secrets {
         }
     }
 
-    async fn head(&self, tenant: &TenantId, path: &SecretPath) -> Result<Option<(SecretHead, RowVersion)>, StoreError> {
+    async fn head(
+        &self,
+        tenant: &TenantId,
+        path: &SecretPath,
+    ) -> Result<Option<(SecretHead, RowVersion)>, StoreError> {
         self.records.get(&secret_key(tenant, path)).await
     }
 
@@ -463,8 +490,11 @@ fn absent() -> Error {
 }
 
 fn read_only(backend: &scaivault_domain::tenant::BackendName) -> Error {
-    Error::new(Reason::FederatedReadOnly, format!("the path is federated by the backend `{backend}` in proxy mode"))
-        .next("write it in the backend; ScaiVault shows the new value at once")
+    Error::new(
+        Reason::FederatedReadOnly,
+        format!("the path is federated by the backend `{backend}` in proxy mode"),
+    )
+    .next("write it in the backend; ScaiVault shows the new value at once")
 }
 
 fn check_expected(head: Option<&SecretHead>, expected: Expected) -> Result<(), Error> {

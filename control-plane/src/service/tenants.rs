@@ -68,7 +68,13 @@ impl Tenants {
     ) -> Result<Page<TenantRecord>, Error> {
         let rows = self
             .records
-            .scan_page::<TenantRecord>(&Owner::Installation, Space::Tenant, "", page.after.as_deref(), page.size + 1)
+            .scan_page::<TenantRecord>(
+                &Owner::Installation,
+                Space::Tenant,
+                "",
+                page.after.as_deref(),
+                page.size + 1,
+            )
             .await?;
         Ok(page.page(rows.into_iter().map(|(_, tenant, _)| tenant).collect(), |tenant| tenant.id.to_string()))
     }
@@ -112,7 +118,8 @@ impl Tenants {
             (Space::Token, "tokens"),
         ] {
             if !self.records.store().scan(&owner, space, "", Depth::All, None, 1).await?.is_empty() {
-                return Err(Error::new(Reason::InUse, format!("the tenant still has {what}")).next("delete them first"));
+                return Err(Error::new(Reason::InUse, format!("the tenant still has {what}"))
+                    .next("delete them first"));
             }
         }
         let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, id.as_str(), self.clock.now());

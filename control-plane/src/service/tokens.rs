@@ -110,7 +110,12 @@ impl Tokens {
         tx.put(token_key(hash), self.records.seal(&token_key(hash), record))
     }
 
-    async fn check_policies(&self, caller: &Caller, parent: &TokenRecord, policies: &[String]) -> Result<(), Error> {
+    async fn check_policies(
+        &self,
+        caller: &Caller,
+        parent: &TokenRecord,
+        policies: &[String],
+    ) -> Result<(), Error> {
         let is_root = parent.policies.iter().any(|policy| policy == ROOT_POLICY);
         for policy in policies {
             if !is_root && !parent.policies.contains(policy) {
@@ -146,7 +151,11 @@ impl Tokens {
         }
     }
 
-    async fn find(&self, tenant: &TenantId, accessor: &str) -> Result<(TokenHash, TokenRecord, RowVersion), Error> {
+    async fn find(
+        &self,
+        tenant: &TenantId,
+        accessor: &str,
+    ) -> Result<(TokenHash, TokenRecord, RowVersion), Error> {
         let found = self.records.get::<AccessorRecord>(&accessor_key(tenant, accessor)).await?;
         let (by, _) = found.ok_or_else(gone)?;
         let hash = TokenHash::from_text(&by.hash).ok_or_else(Error::internal)?;
@@ -200,13 +209,16 @@ impl Tokens {
                 return Err(gone());
             }
             let parent_ends = match &record.parent {
-                Some(parent) => self.find(&record.tenant, parent).await.map_or(None, |(_, parent, _)| parent.expires),
+                Some(parent) => {
+                    self.find(&record.tenant, parent).await.map_or(None, |(_, parent, _)| parent.expires)
+                }
                 None => None,
             };
             record.expires = expiry(caller, now, ttl, parent_ends)?;
             let key = token_key(hash);
             let row = AuditRow::new(caller, origin, Action::TokenWrite, &record.accessor, now);
-            let tx = Tx::new().expect(key.clone(), version).put(key.clone(), self.records.seal(&key, &record));
+            let tx =
+                Tx::new().expect(key.clone(), version).put(key.clone(), self.records.seal(&key, &record));
             if let Some(revision) = settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
                 return Ok(Committed { value: record, revision });
             }
@@ -226,7 +238,9 @@ impl Tokens {
         let mut next = 0;
         while let Some(parent) = doomed.get(next).cloned() {
             doomed.extend(
-                all.iter().filter(|(_, by, _)| by.parent.as_ref() == Some(&parent)).map(|(name, ..)| name.clone()),
+                all.iter()
+                    .filter(|(_, by, _)| by.parent.as_ref() == Some(&parent))
+                    .map(|(name, ..)| name.clone()),
             );
             next += 1;
         }
@@ -235,7 +249,8 @@ impl Tokens {
             let hash = TokenHash::from_text(&by.hash).ok_or_else(Error::internal)?;
             tx = tx.delete(token_key(hash)).delete(accessor_key(tenant, accessor));
         }
-        let row = AuditRow::new(target.caller(), origin, Action::TokenWrite, &record.accessor, self.clock.now());
+        let row =
+            AuditRow::new(target.caller(), origin, Action::TokenWrite, &record.accessor, self.clock.now());
         let revision =
             settle(self.records.store().commit(self.audit.stage(tx, &row)).await)?.ok_or_else(contended)?;
         Ok(Committed { value: u32::try_from(doomed.len()).unwrap_or(u32::MAX), revision })
@@ -245,7 +260,8 @@ impl Tokens {
         match target {
             TokenTarget::Own(caller) => {
                 let hash = caller.token.ok_or_else(gone)?;
-                let (record, version) = self.records.get::<TokenRecord>(&token_key(hash)).await?.ok_or_else(gone)?;
+                let (record, version) =
+                    self.records.get::<TokenRecord>(&token_key(hash)).await?.ok_or_else(gone)?;
                 Ok((hash, record, version))
             }
             TokenTarget::Other(allowed, accessor) => self.find(allowed.tenant(), accessor).await,
@@ -271,7 +287,9 @@ impl Tokens {
             }
             let name = PolicyName::parse(name)?;
             let key = policy_key(&record.tenant, &name);
-            if let Some((policy, changed)) = self.records.get::<scaivault_domain::access::Policy>(&key).await? {
+            if let Some((policy, changed)) =
+                self.records.get::<scaivault_domain::access::Policy>(&key).await?
+            {
                 rules.extend(policy.rules);
                 version = version.max(changed);
             }
@@ -295,9 +313,13 @@ impl Tokens {
     pub async fn sweep(&self, tenant: &TenantId) -> Result<u32, Error> {
         let now = self.clock.now();
         let mut swept = 0;
-        for (accessor, by, _) in self.records.scan_all::<AccessorRecord>(&Owner::from(tenant), Space::Token, "").await? {
+        for (accessor, by, _) in
+            self.records.scan_all::<AccessorRecord>(&Owner::from(tenant), Space::Token, "").await?
+        {
             let hash = TokenHash::from_text(&by.hash).ok_or_else(Error::internal)?;
-            let Some((record, version)) = self.records.get::<TokenRecord>(&token_key(hash)).await? else { continue };
+            let Some((record, version)) = self.records.get::<TokenRecord>(&token_key(hash)).await? else {
+                continue;
+            };
             if record.expires.is_none_or(|end| end.after(Duration::from_secs(24 * 3600)) > now) {
                 continue;
             }
@@ -369,7 +391,11 @@ fn expiry(
         Ttl::Of(duration) => Some(now.after(duration)),
         Ttl::Forever if caller.has(Scope::Operator) => None,
         Ttl::Forever => {
-            return Err(Error::field(Reason::PermissionDenied, "/ttl", "only `operator` may ask for a token without end"));
+            return Err(Error::field(
+                Reason::PermissionDenied,
+                "/ttl",
+                "only `operator` may ask for a token without end",
+            ));
         }
     };
     // A child never outlives its parent.

@@ -75,11 +75,16 @@ impl Reader {
     ) -> Result<Arc<RemoteSecret>, Error> {
         if version.is_some() {
             let detail = "a path in proxy mode has only its current version";
-            return Err(Error::field(Reason::VersionUnsupported, "/version", detail).next("read without `version`"));
+            return Err(
+                Error::field(Reason::VersionUnsupported, "/version", detail).next("read without `version`")
+            );
         }
         if !backend.enabled {
-            return Err(Error::new(Reason::BackendUnreachable, format!("backend `{}` is disabled", backend.name))
-                .next("enable the backend"));
+            return Err(Error::new(
+                Reason::BackendUnreachable,
+                format!("backend `{}` is disabled", backend.name),
+            )
+            .next("enable the backend"));
         }
         self.connections.of(allowed.tenant(), backend)?.read(name, backend.timeout).await
     }
@@ -93,7 +98,12 @@ impl Reader {
     ///
     /// # Errors
     /// The outcome's own, or `audit_unavailable` in its place.
-    pub async fn close<T>(&self, row: AuditRow, origin: &Origin, outcome: Result<T, Error>) -> Result<T, Error> {
+    pub async fn close<T>(
+        &self,
+        row: AuditRow,
+        origin: &Origin,
+        outcome: Result<T, Error>,
+    ) -> Result<T, Error> {
         self.journal.record(row.ended(origin, &outcome)).await.map_err(|error| {
             tracing::error!(%error, "the audit journal takes no rows");
             Error::new(Reason::AuditUnavailable, "the audit row cannot be written, so nothing is released")

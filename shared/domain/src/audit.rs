@@ -122,7 +122,13 @@ pub struct Origin {
 
 impl AuditRow {
     /// A row of `caller`'s doing `action` to `path`, at `time`, so far successful.
-    pub fn new(caller: &Caller, origin: &Origin, action: Action, path: impl Into<String>, time: Timestamp) -> Self {
+    pub fn new(
+        caller: &Caller,
+        origin: &Origin,
+        action: Action,
+        path: impl Into<String>,
+        time: Timestamp,
+    ) -> Self {
         AuditRow {
             time,
             tenant: caller.tenant.clone(),
@@ -143,7 +149,12 @@ impl AuditRow {
     }
 
     /// The row of what the control plane did by itself for `tenant`.
-    pub fn of_control_plane(tenant: TenantId, action: Action, path: impl Into<String>, time: Timestamp) -> Self {
+    pub fn of_control_plane(
+        tenant: TenantId,
+        action: Action,
+        path: impl Into<String>,
+        time: Timestamp,
+    ) -> Self {
         AuditRow {
             time,
             tenant,

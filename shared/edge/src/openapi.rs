@@ -26,7 +26,7 @@ pub(crate) fn document(mut api: OpenApi) -> OpenApi {
     components.schemas.extend(referred);
 
     for (path, mut item) in std::mem::take(&mut api.paths.paths) {
-        operations(&mut item).for_each(refusable);
+        operations(&mut item).for_each(complete);
         // axum's name for the rest of a path is not OpenAPI's.
         api.paths.paths.insert(path.replace("{*", "{"), item);
     }
@@ -37,7 +37,15 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
-fn refusable(operation: &mut Operation) {
+fn complete(operation: &mut Operation) {
+    for response in operation.responses.responses.values_mut() {
+        // OpenAPI demands a description where the schema says it all.
+        if let RefOr::T(response) = response
+            && response.description.is_empty()
+        {
+            response.description = "Done".to_owned();
+        }
+    }
     let problem = |description: &str| -> RefOr<Response> {
         let content = Content::new(Some(Ref::from_schema_name("Problem")));
         ResponseBuilder::new().description(description).content(problem::CONTENT, content).build().into()

@@ -51,7 +51,7 @@ fn unserved() -> OpenApiRouter<Arc<dyn AdminService>> {
 #[utoipa::path(
     get, path = "/v1/tenants", tag = "tenants",
     params(
-        ("page_size" = Option<i32>, Query, description = "At most this many, 100 unless given"),
+        ("page_size" = Option<i32>, Query, minimum = 1, description = "At most this many, 100 unless given"),
         ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before"),
     ),
     responses((status = 200, body = TenantList)),
@@ -100,7 +100,7 @@ async fn delete_tenant(State(service): Service, Name(id): Name, call: Call) -> A
 #[utoipa::path(
     get, path = "/v1/policies", tag = "policies",
     params(
-        ("page_size" = Option<i32>, Query, description = "At most this many, 100 unless given"),
+        ("page_size" = Option<i32>, Query, minimum = 1, description = "At most this many, 100 unless given"),
         ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before"),
     ),
     responses((status = 200, body = PolicyList)),
@@ -180,7 +180,7 @@ async fn delete_policy(State(service): Service, Name(name): Name, call: Call) ->
 #[utoipa::path(
     get, path = "/v1/tokens", tag = "tokens",
     params(
-        ("page_size" = Option<i32>, Query, description = "At most this many, 100 unless given"),
+        ("page_size" = Option<i32>, Query, minimum = 1, description = "At most this many, 100 unless given"),
         ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before"),
     ),
     responses((status = 200, body = TokenList)),
@@ -287,7 +287,7 @@ async fn revoke(service: &dyn AdminService, call: Call, accessor: String) -> Ans
 #[utoipa::path(
     get, path = "/v1/nodes", tag = "nodes",
     params(
-        ("page_size" = Option<i32>, Query, description = "At most this many, 100 unless given"),
+        ("page_size" = Option<i32>, Query, minimum = 1, description = "At most this many, 100 unless given"),
         ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before"),
     ),
     responses((status = 200, body = NodeList)),
@@ -338,7 +338,7 @@ async fn delete_node(State(service): Service, Name(name): Name, call: Call) -> A
         ("end" = Option<String>, Query, description = "Rows before this RFC 3339 time"),
         ("path" = Option<String>, Query, description = "Rows of this path, or below it if it ends in a slash"),
         ("principal" = Option<String>, Query, description = "Rows of this principal"),
-        ("page_size" = Option<i32>, Query, description = "At most this many, 100 unless given"),
+        ("page_size" = Option<i32>, Query, minimum = 1, description = "At most this many, 100 unless given"),
         ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before"),
     ),
     responses((status = 200, body = AuditRows)),

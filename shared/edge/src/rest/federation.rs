@@ -52,7 +52,7 @@ fn unserved() -> OpenApiRouter<Arc<dyn FederationService>> {
 #[utoipa::path(
     get, path = "/v1/federation/backends", tag = "federation", operation_id = "list_backends",
     params(
-        ("page_size" = Option<i32>, Query, description = "At most this many, 100 unless given"),
+        ("page_size" = Option<i32>, Query, minimum = 1, description = "At most this many, 100 unless given"),
         ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before"),
     ),
     responses((status = 200, body = BackendList)),
@@ -190,7 +190,7 @@ async fn sync(State(service): Service, Name(id): Name, call: Call, body: Body) -
 #[utoipa::path(
     get, path = "/v1/federation/events", tag = "federation", operation_id = "list_events",
     params(
-        ("page_size" = Option<i32>, Query, description = "At most this many, 100 unless given"),
+        ("page_size" = Option<i32>, Query, minimum = 1, description = "At most this many, 100 unless given"),
         ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before"),
     ),
     responses((status = 200, body = EventList)),

@@ -43,12 +43,12 @@ impl<'a> Query<'a> {
         number.map(Some).ok_or_else(|| Error::invalid(format!("/{name}"), "is a whole number from 1 on"))
     }
 
-    /// Takes a parameter that is `true` or left out.
+    /// Takes a parameter that is `true`, `false`, or left out.
     pub(super) fn flag(&mut self, name: &str) -> Result<Flag, Error> {
         match self.text(name).as_deref() {
-            None => Ok(Flag::Off),
+            None | Some("false") => Ok(Flag::Off),
             Some("true") => Ok(Flag::On),
-            Some(_) => Err(Error::invalid(format!("/{name}"), "is `true`, or left out")),
+            Some(_) => Err(Error::invalid(format!("/{name}"), "is `true` or `false`")),
         }
     }
 

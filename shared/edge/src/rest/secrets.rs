@@ -52,11 +52,11 @@ fn path(call: &Call) -> Result<String, Error> {
     get, path = "/v1/secrets/{*path}", tag = "secrets", operation_id = "read_secret",
     params(
         ("path" = String, Path, description = "The path; slashes stand as they are, nothing is percent-encoded"),
-        ("version" = Option<u64>, Query, description = "ScaiVault's version; the current one if left out"),
+        ("version" = Option<u64>, Query, minimum = 1, description = "ScaiVault's version; the current one if left out"),
         ("field" = Option<String>, Query, description = "One field of a JSON value, e.g. `a.b`"),
         ("versions" = Option<bool>, Query, description = "`true`: the versions, without values"),
         ("list" = Option<bool>, Query, description = "`true`: the children of a folder"),
-        ("page_size" = Option<i32>, Query, description = "With `list`: at most this many, 100 unless given"),
+        ("page_size" = Option<i32>, Query, minimum = 1, description = "With `list`: at most this many, 100 unless given"),
         ("page_token" = Option<String>, Query, description = "With `list`: `next_page_token` of the page before"),
         ("If-None-Match" = Option<String>, Header, description = "ETags that the caller has"),
     ),
@@ -112,7 +112,7 @@ fn no_field(field: &str) -> Error {
     get, path = "/v1/secrets/", tag = "secrets", operation_id = "list_top_secrets",
     params(
         ("list" = bool, Query, description = "`true`"),
-        ("page_size" = Option<i32>, Query, description = "At most this many, 100 unless given"),
+        ("page_size" = Option<i32>, Query, minimum = 1, description = "At most this many, 100 unless given"),
         ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before"),
     ),
     responses((status = 200, body = SecretList)),

@@ -261,37 +261,3 @@ async fn only_the_listed_headers_become_metadata() {
     assert_eq!(context.request_id, "r-1");
     assert_eq!(context.trace_id, "4bf92f3577b34da6a3ce929d0e0e4736");
 }
-#[test]
-#[ignore]
-fn zz_bench() {
-    use tower::ServiceExt as _;
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    rt.block_on(async {
-        let (fake, router) = front();
-        {
-            use scaivault_proto::secrets::v1::secrets_service_server::SecretsService as _;
-            fake.hold("app/db", SecretType::Json, format!(r#"{{"password":"{}"}}"#, "x".repeat(1000)).as_bytes());
-            let began = std::time::Instant::now();
-            for _ in 0..200_000 { std::hint::black_box(fake.get(tonic::Request::new(proto::GetRequest{path:"app/db".into(),version:0})).await.unwrap()); }
-            eprintln!("front-fake {:?}", began.elapsed()/200_000);
-            let v = format!(r#"{{"password":"{}"}}"#, "x".repeat(1000));
-            let began = std::time::Instant::now();
-            for _ in 0..200_000 { let r: &serde_json::value::RawValue = serde_json::from_slice(std::hint::black_box(v.as_bytes())).unwrap(); std::hint::black_box(r); }
-            eprintln!("front-raw {:?}", began.elapsed()/200_000);
-        }
-        fake.hold("app/db", SecretType::Json, format!(r#"{{"password":"{}"}}"#, "x".repeat(1000)).as_bytes());
-        let bare = axum::Router::new().route("/v1/secrets/{*path}", axum::routing::get(|| async { "x".repeat(1300) }));
-        for _ in 0..3 {
-            for (name, router, uri) in [("front", &router, "/v1/secrets/app/db"), ("livez", &router, "/livez"), ("404", &router, "/v1/secrets/nope/db"), ("bare", &bare, "/v1/secrets/app/db")] {
-                let n = 200_000;
-                let began = std::time::Instant::now();
-                for _ in 0..n {
-                    let request = http::Request::get(uri).header("authorization", "Bearer svt_abc").header("host","x").body(axum::body::Body::empty()).unwrap();
-                    let answer = router.clone().oneshot(request).await.unwrap();
-                    std::hint::black_box(answer);
-                }
-                eprintln!("{name} {:?}", began.elapsed() / n);
-            }
-        }
-    });
-}

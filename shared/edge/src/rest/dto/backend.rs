@@ -22,6 +22,7 @@ pub(in crate::rest) struct Configuration<'a> {
     /// Unique in the tenant.
     name: String,
     /// Which store: `hashicorp-vault`.
+    #[schema(pattern = "^hashicorp-vault$")]
     r#type: String,
     /// Where the store is and how to log in.
     #[serde(borrow)]
@@ -30,6 +31,7 @@ pub(in crate::rest) struct Configuration<'a> {
     /// Which paths the backend owns.
     path_mapping: PathMapping,
     /// How reads are served: `proxy`.
+    #[schema(pattern = "^proxy$")]
     mode: String,
     /// Whether the backend is used at all; true if left out.
     enabled: Option<bool>,
@@ -48,6 +50,7 @@ pub(in crate::rest) struct VaultConfig {
     /// Base URL, e.g. `https://vault.internal:8200`.
     endpoint: String,
     /// `approle` or `token`.
+    #[schema(pattern = "^(approle|token)$")]
     auth_method: String,
     /// The local secret with the credential: `{role_id, secret_id}` or `{token}`.
     auth_config_path: String,
@@ -68,6 +71,7 @@ pub(in crate::rest) struct VaultConfig {
     kv_mount: Option<String>,
     /// 1 or 2; together with `kv_mount`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 2)]
     kv_version: Option<i32>,
     /// Policies of the child tokens that nodes get (`auth_method` `token`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

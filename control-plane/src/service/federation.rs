@@ -258,7 +258,7 @@ fn check_against_others(
                 .next("make one of them narrower"));
         }
         if other.spec.mapping.forward(spec.provider.credentials()).is_some() {
-            return Err(cycle("/config", &format!("the backend `{}`", other.spec.name)));
+            return Err(cycle(&format!("the backend `{}`", other.spec.name)));
         }
         if spec.mapping.forward(other.spec.provider.credentials()).is_some() {
             let detail = format!("would capture the credential of the backend `{}`", other.spec.name);
@@ -267,14 +267,18 @@ fn check_against_others(
         }
     }
     if spec.mapping.forward(spec.provider.credentials()).is_some() {
-        return Err(cycle("/config", "this backend's own mapping"));
+        return Err(cycle("this backend's own mapping"));
     }
     Ok(())
 }
 
-fn cycle(pointer: &str, owner: &str) -> Error {
-    Error::field(Reason::CredentialCycle, pointer, format!("the credential's path is federated by {owner}"))
-        .next("store the credential at a local path")
+fn cycle(owner: &str) -> Error {
+    Error::field(
+        Reason::CredentialCycle,
+        "/config/auth_config_path",
+        format!("the credential's path is federated by {owner}"),
+    )
+    .next("store the credential at a local path")
 }
 
 fn check_version(current: RowVersion, expected: Option<RowVersion>) -> Result<(), Error> {

@@ -180,24 +180,21 @@ impl Secrets {
                 })
                 .collect());
         }
-        let prefix = format!("{path}@");
-        let rows = self
-            .records
-            .scan_all::<SecretVersionHead>(&Owner::from(tenant), Space::SecretVersion, &prefix)
-            .await?;
-        if rows.is_empty() {
-            return Err(absent());
-        }
-        Ok(rows
-            .into_iter()
-            .rev()
-            .map(|(_, head, _)| VersionLine {
-                version: Some(head.version),
+        let (head, _) = self.head(tenant, path).await?.ok_or_else(absent)?;
+        let mut lines = Vec::new();
+        for version in (1..=head.current).rev() {
+            let key = version_key(tenant, path.as_str(), version);
+            let Some((entry, _)) = self.records.get_secret::<SecretVersionHead>(&key).await? else {
+                continue;
+            };
+            lines.push(VersionLine {
+                version: Some(entry.version),
                 remote_version: String::new(),
-                state: head.state,
-                created: Some(head.created),
-            })
-            .collect())
+                state: entry.state,
+                created: Some(entry.created),
+            });
+        }
+        Ok(lines)
     }
 
     /// Writes a new version of a local secret.

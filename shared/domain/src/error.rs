@@ -104,6 +104,53 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// What the caller can do where nothing more particular is known.
+    pub fn next_step(self) -> &'static str {
+        match self {
+            Reason::InvalidPath
+            | Reason::InvalidMapping
+            | Reason::InvalidRequest
+            | Reason::InvalidConfig
+            | Reason::CredentialCycle
+            | Reason::CredentialUnusable => "correct the named field and send the request again",
+            Reason::VersionUnsupported => "read without `version`",
+            Reason::TooLarge => "send less, or keep large data elsewhere and a reference to it here",
+            Reason::Unauthenticated => "send a current token in `Authorization: Bearer …`",
+            Reason::PermissionDenied => "use a token that may, or ask the tenant's admin for one",
+            Reason::NotFound => "check the name; a listing shows what is there",
+            Reason::NotActive => "list the versions to see which have a value",
+            Reason::Unrepresentable => "check the path; its store cannot have such a name",
+            Reason::AlreadyExists => "choose another name, or change what exists",
+            Reason::MappingOverlap => "make one of the mappings narrower",
+            Reason::LocalSecretsCovered => "move the local secrets, or narrow the mapping",
+            Reason::FederatedReadOnly => "write it in the backend",
+            Reason::WrongMode => "see the backend's mode",
+            Reason::InUse => "remove what uses it first",
+            Reason::PreconditionFailed => "read it again and decide again",
+            Reason::RateLimited
+            | Reason::BackendThrottled
+            | Reason::ControlPlaneUnavailable
+            | Reason::NoLease
+            | Reason::Unavailable
+            | Reason::DeadlineExceeded => "try again later",
+            Reason::BackendForbidden | Reason::BackendLoginFailed => {
+                "check the rights of the backend's credential"
+            }
+            Reason::BackendUnreachable | Reason::BackendTimeout => {
+                "see the backend's status; it is tried again by itself"
+            }
+            Reason::BackendInvalidAnswer => {
+                "check that the endpoint is the store itself and not something in between"
+            }
+            Reason::AuditUnavailable => "ask the operator to look at the audit journal",
+            Reason::OfflineTooLong => "restore the node's connection to its control plane",
+            Reason::Unsupported => "see the documentation of this version",
+            Reason::Internal => "give the request id to the operator",
+        }
+    }
+}
+
 /// One field of a request that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -165,6 +212,11 @@ impl Error {
     pub fn next(mut self, step: impl Into<Cow<'static, str>>) -> Self {
         self.next_step = Some(step.into());
         self
+    }
+
+    /// What the caller can do next: what the error says of it, or what its reason does.
+    pub fn what_next(&self) -> &str {
+        self.next_step.as_deref().unwrap_or(self.reason.next_step())
     }
 
     /// Says when to try again.

@@ -154,18 +154,20 @@ impl Front {
 
     /// The router of all of it.
     pub fn build(mut self) -> Router {
-        let reflection = self
-            .services
-            .iter()
-            .fold(tonic_reflection::server::Builder::configure(), |builder, name| {
-                builder.with_service_name(*name)
-            })
-            .with_service_name(HealthServer::<GrpcHealth>::NAME)
-            .register_encoded_file_descriptor_set(scaivault_proto::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .expect("the descriptors were made with the code that serves them");
-        self.grpc.add_service(reflection);
+        let reflection = || {
+            self.services
+                .iter()
+                .fold(tonic_reflection::server::Builder::configure(), |builder, name| {
+                    builder.with_service_name(*name)
+                })
+                .with_service_name(HealthServer::<GrpcHealth>::NAME)
+                .register_encoded_file_descriptor_set(scaivault_proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        const FITTING: &str = "the descriptors were made with the code that serves them";
+        self.grpc.add_service(reflection().build_v1().expect(FITTING));
+        // Older clients ask for no other.
+        self.grpc.add_service(reflection().build_v1alpha().expect(FITTING));
         let probe = self.probe.clone();
         self.grpc.add_service(HealthServer::new(GrpcHealth { probe, services: self.services }));
         // tonic's fallback would answer every unknown REST path; grpc-web's layer would refuse every known one.

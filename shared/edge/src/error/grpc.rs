@@ -53,8 +53,7 @@ pub fn code(reason: Reason) -> Code {
 
 /// An error as a status with `ErrorInfo`, `BadRequest` and `RetryInfo`. The front adds `RequestInfo`.
 pub fn status(error: Error) -> Status {
-    let metadata: HashMap<String, String> =
-        error.next_step.map(|step| (NEXT_STEP.to_owned(), step.into_owned())).into_iter().collect();
+    let metadata = HashMap::from([(NEXT_STEP.to_owned(), error.what_next().to_owned())]);
     let mut details =
         ErrorDetails::with_error_info(error.reason.code().to_ascii_uppercase(), DOMAIN, metadata);
     if !error.violations.is_empty() {

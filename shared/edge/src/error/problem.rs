@@ -68,7 +68,7 @@ pub(crate) struct Problem<'a> {
     /// The wrong fields, if the request was at fault.
     errors: Vec<FieldError<'a>>,
     /// What to do next, one sentence.
-    next_step: Option<&'a str>,
+    next_step: &'a str,
 }
 
 /// One wrong field.
@@ -100,7 +100,7 @@ fn with_status(error: &Error, status: StatusCode, request_id: &str) -> Response 
             .iter()
             .map(|v| FieldError { pointer: &v.pointer, detail: &v.detail })
             .collect(),
-        next_step: error.next_step.as_deref(),
+        next_step: error.what_next(),
     };
     let body = serde_json::to_vec(&problem).expect("strings and numbers are JSON");
     let mut response = Response::new(Body::from(body));

@@ -31,9 +31,10 @@ fn every_reason_survives_grpc_and_back() {
 }
 
 #[test]
-fn an_error_without_details_comes_back_without_details() {
+fn an_error_that_says_no_next_step_has_that_of_its_reason() {
     let back = grpc::error(&grpc::status(Error::new(Reason::NotFound, "no such thing")));
-    assert_eq!((back.next_step, back.violations, back.retry_after), (None, Vec::<Violation>::new(), None));
+    assert_eq!(back.next_step.as_deref(), Some(Reason::NotFound.next_step()));
+    assert_eq!((back.violations, back.retry_after), (Vec::<Violation>::new(), None));
 }
 
 #[tokio::test]

@@ -113,6 +113,8 @@ async fn own_token(vault: &Vault, token: &SecretString) -> Result<Issued, Error>
 /// A child of the configured token; where that is forbidden the token itself, if that may be.
 async fn for_nodes(vault: &Vault, login: &VaultLogin, own: Issued) -> Result<Issued, Error> {
     let mut request = CreateTokenRequest::builder();
+    // A child of a token that never ends would never end either.
+    request.ttl("1h");
     if !login.lease_policies.is_empty() {
         request.policies(login.lease_policies.clone());
     }

@@ -196,14 +196,14 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
 
     let tasks = TaskTracker::new();
     tasks.spawn(serve(public, public_tls, front().build(), Limits::default(), stop.clone()));
-    let for_nodes = only_nodes(for_nodes, nodes);
+    let for_nodes = only_nodes(for_nodes, nodes.clone());
     // Hundreds of forwarded requests share one connection.
     let limits = Limits { streams: 4096, ..Limits::default() };
     tasks.spawn(serve(node_listener, Some(node_tls.clone()), for_nodes, limits, stop.clone()));
     tasks.spawn(stop.clone().run_until_cancelled_owned(renew_listener(authority, node_tls)));
     tasks.spawn(publishing.run(stop.clone()));
     tasks.spawn(monitor.run(stop.clone()));
-    tasks.spawn(stop.clone().run_until_cancelled_owned(sweep(tokens, tenants.clone())));
+    tasks.spawn(stop.clone().run_until_cancelled_owned(sweep(tokens, nodes.clone(), tenants.clone())));
     tasks.spawn(audit.run(tenants, stop.clone()));
     Ok(ControlPlane { public: addresses.0, nodes: addresses.1, stop, tasks })
 }
@@ -246,9 +246,12 @@ async fn renew_listener(authority: Arc<Authority>, tls: TlsSource) {
     }
 }
 
-async fn sweep(tokens: Arc<Tokens>, tenants: Arc<Tenants>) {
+async fn sweep(tokens: Arc<Tokens>, nodes: Arc<Nodes>, tenants: Arc<Tenants>) {
     loop {
         tokio::time::sleep(SWEEP).await;
+        if let Err(error) = nodes.sweep().await {
+            tracing::warn!(%error, "invitations wait for the next sweep");
+        }
         for tenant in tenants.all().await.unwrap_or_default() {
             if let Err(error) = tokens.sweep(&tenant).await {
                 tracing::warn!(%error, %tenant, "expired tokens wait for the next sweep");

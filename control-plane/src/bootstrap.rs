@@ -7,15 +7,15 @@ use anyhow::{Context as _, bail};
 use scaivault_domain::access::{ROOT_POLICY, Scope};
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::Clock;
-use scaivault_domain::token::{hash_token, token_from_random};
+use scaivault_domain::token::token_from_random;
 use scaivault_seal::{Keyring, RootKey};
 use secrecy::SecretString;
 
 use crate::DEFAULT_TENANT;
-use crate::model::{AccessorRecord, TenantRecord, TokenRecord, accessor_key, token_key};
+use crate::model::{TenantRecord, TokenRecord};
 use crate::nodes::create_authority;
 use crate::service::tenants::tenant_key;
-use crate::service::tokens::accessor;
+use crate::service::tokens::{accessor, put_token};
 use crate::store::{CommitError, Key, Records, RedbStore, Space, Store, Tx};
 
 const STORE_FILE: &str = "scaivault.redb";
@@ -82,7 +82,6 @@ pub async fn initialise(
     let mut random = [0; 32];
     getrandom::fill(&mut random)?;
     let token = token_from_random(random);
-    let hash = hash_token(&token).context("a token that was just made is well formed")?;
     let record = TokenRecord {
         tenant: tenant.id.clone(),
         accessor: accessor(),
@@ -91,13 +90,10 @@ pub async fn initialise(
         policies: vec![ROOT_POLICY.into()],
         created: now,
         expires: None,
+        lifetime_ms: None,
         parent: None,
     };
-    let found_by = AccessorRecord { hash: hash.to_text(), parent: None };
-    let by = accessor_key(&tenant.id, &record.accessor);
-    let tx = tx
-        .put(token_key(hash), records.seal(&token_key(hash), &record))
-        .put(by.clone(), records.seal(&by, &found_by));
+    let tx = put_token(&records, tx, &token, &record);
     match store.commit(tx).await {
         Ok(_) => Ok(token),
         Err(CommitError::Precondition(_)) => bail!("this installation is initialised already"),

@@ -62,17 +62,27 @@ pub struct TokenRecord {
     pub created: Timestamp,
     /// When it ends, if it does.
     pub expires: Option<Timestamp>,
-    /// The accessor of the token that it was created with.
-    pub parent: Option<String>,
+    /// How long it lived when it was created, in milliseconds; `None` is for ever. Its own renewals give no more.
+    pub lifetime_ms: Option<u64>,
+    /// The token that it was created with, perhaps in another tenant.
+    pub parent: Option<Parent>,
 }
 
-/// Finds a token by its accessor, at `tenant / Token / accessor`.
+/// The token that another was created with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Parent {
+    /// Its accessor.
+    pub accessor: String,
+    /// Its hash as text.
+    pub hash: String,
+}
+
+/// Finds a token by its accessor, at `tenant / Token / accessor`; and by its parent, at
+/// `Installation / Token / children/parent's accessor/hash`, because a child may live in another tenant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AccessorRecord {
     /// The token's hash as text.
     pub hash: String,
-    /// The accessor of the token that it was created with.
-    pub parent: Option<String>,
 }
 
 /// A node, at `Installation / Node / name`.
@@ -95,6 +105,8 @@ pub struct NodeRecord {
 pub struct JoinRecord {
     /// Who is invited.
     pub node: NodeName,
+    /// To which enrolment: a later invitation of the same name makes this one void.
+    pub enrolment: String,
     /// Until when.
     pub expires: Timestamp,
 }
@@ -140,6 +152,11 @@ pub fn token_key(hash: TokenHash) -> Key {
 /// The key that finds a token by its accessor.
 pub fn accessor_key(tenant: &TenantId, accessor: &str) -> Key {
     Key::new(tenant, Space::Token, accessor)
+}
+
+/// The key that finds a token by its parent. No hash has a slash in it.
+pub fn child_key(parent: &str, hash: &str) -> Key {
+    Key::installation(Space::Token, format!("children/{parent}/{hash}"))
 }
 
 /// The key of a version of a secret. `@` is in no path, and fixed digits keep versions in order.

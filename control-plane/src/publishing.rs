@@ -25,7 +25,7 @@ use crate::service::Configurations;
 use crate::service::nodes::node_key;
 use crate::service::tenants::Tenants;
 use crate::service::tokens::Tokens;
-use crate::store::{FeedError, Owner, Records, Revision, Space};
+use crate::store::{ChangeKind, FeedError, Owner, Records, Revision, Space};
 
 /// How many changes are read at once.
 const FEED_PAGE: usize = 1000;
@@ -150,6 +150,8 @@ impl Publishing {
                         followed.views.remove(tenant);
                         reconfigured.push(tenant.clone());
                     }
+                    // What a removed node held is taken out of use.
+                    (_, Space::Node) if change.kind == ChangeKind::Deleted => self.credentials.replace_for_nodes(),
                     (_, Space::Tenant | Space::Node) => {}
                     _ => continue,
                 }
@@ -160,7 +162,9 @@ impl Publishing {
         for tenant in reconfigured {
             if let Ok(configuration) = self.configurations.of(&tenant).await {
                 self.connections.retain(&tenant, configuration.views());
-                self.credentials.retain(&tenant, |key| configuration.backend(&key.backend).is_ok());
+                self.credentials.retain(&tenant, |key| {
+                    configuration.backend(&key.backend).is_ok_and(|(record, _)| record.spec.enabled)
+                });
             }
         }
         if concerned {
@@ -191,7 +195,10 @@ impl Publishing {
             Some(granted) => granted,
             None => {
                 let granted = self.tokens.grant(hash).await?;
-                self.keep(revision, |followed| followed.grants.insert(hash, granted.clone()));
+                // Only what exists is kept: strangers could name unknown tokens without end.
+                if granted.is_some() {
+                    self.keep(revision, |followed| followed.grants.insert(hash, granted.clone()));
+                }
                 granted
             }
         };

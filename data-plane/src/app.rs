@@ -117,13 +117,13 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
         let known = known.clone();
         move || match known.link() {
             Link::Ready => Readiness::ready(),
-            Link::Down(_) => {
+            // What is in force stays so; only a node that has nothing yet cannot serve.
+            Link::Starting | Link::Up | Link::Down if known.serves() => {
                 Readiness { ready: true, reasons: vec!["stale: no stream to the control plane".into()] }
             }
-            Link::Starting | Link::Up => Readiness {
-                ready: false,
-                reasons: vec!["no configuration from the control plane yet".into()],
-            },
+            Link::Starting | Link::Up | Link::Down => {
+                Readiness { ready: false, reasons: vec!["no configuration from the control plane yet".into()] }
+            }
         }
     };
     let router = Front::new(readiness)

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -21,7 +21,7 @@ use scaivault_domain::view::{Generation, MountTable};
 use scaivault_domain::{Error, Reason};
 use scaivault_edge::auth::Verifier;
 use secrecy::SecretString;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 /// How long a request waits for a grant that was demanded.
@@ -60,10 +60,13 @@ pub struct Known {
     unknown: Cache<TokenHash, ()>,
     leases: RwLock<HashMap<LeaseKey, HeldLease>>,
     demands: mpsc::Sender<Demand>,
-    places: Semaphore,
+    /// Unknown tokens that are being asked for, and by how many requests.
+    asking: Mutex<HashMap<TokenHash, usize>>,
     /// The revision up to which everything is in force. Sent after every applied response; whoever waits looks again.
     applied: watch::Sender<u64>,
     link: watch::Sender<Link>,
+    /// When the control plane last confirmed what is held.
+    confirmed: Mutex<Instant>,
     max_offline: Duration,
     retain: Retain,
 }
@@ -77,8 +80,8 @@ pub enum Link {
     Up,
     /// It is up, and what was applied is in force.
     Ready,
-    /// It ended then; what was applied stays in force.
-    Down(Instant),
+    /// It ended; what was applied stays in force.
+    Down,
 }
 
 impl fmt::Debug for Known {
@@ -98,7 +101,8 @@ impl Known {
             unknown: Cache::builder().max_capacity(UNKNOWN).time_to_live(UNKNOWN_FOR).build(),
             leases: RwLock::default(),
             demands,
-            places: Semaphore::new(DEMANDS),
+            asking: Mutex::default(),
+            confirmed: Mutex::new(Instant::now()),
             applied: watch::Sender::new(0),
             link: watch::Sender::new(Link::Starting),
             max_offline,
@@ -122,7 +126,7 @@ impl Known {
             return Ok(view.clone());
         }
         match *self.link.borrow() {
-            Link::Ready | Link::Down(_) => {
+            Link::Ready | Link::Down => {
                 Err(Error::new(Reason::PermissionDenied, "the node does not serve the tenant of the token")
                     .next("use a node of your tenant"))
             }
@@ -132,6 +136,11 @@ impl Known {
                     .retry_after(Duration::from_secs(1)))
             }
         }
+    }
+
+    /// Whether any tenant can be served.
+    pub fn serves(&self) -> bool {
+        !self.views.load().is_empty()
     }
 
     /// The stream's state.
@@ -173,7 +182,7 @@ impl Known {
                 "the token is not known here, and the control plane cannot be asked",
             ));
         }
-        let Ok(_place) = self.places.try_acquire() else {
+        let Some(_asking) = Asking::begin(&self.asking, hash) else {
             return Err(Error::new(Reason::RateLimited, "too many unknown tokens at once")
                 .next("try again")
                 .retry_after(Duration::from_secs(1)));
@@ -191,7 +200,7 @@ impl Known {
                 }
                 tokio::select! {
                     applied = applied.changed() => applied.map_err(|_| Error::internal())?,
-                    _ = link.wait_for(|link| matches!(link, Link::Down(_))) => {
+                    _ = link.wait_for(|link| matches!(link, Link::Down)) => {
                         return Err(no_control_plane("the control plane went away while it was asked for the token"));
                     }
                 }
@@ -211,8 +220,10 @@ impl Known {
     }
 
     fn check_online(&self) -> Result<(), Error> {
+        let confirmed = *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
         match *self.link.borrow() {
-            Link::Down(since) if since.elapsed() > self.max_offline => Err(Error::new(
+            // A stream that says nothing confirms nothing.
+            Link::Starting | Link::Up | Link::Down if confirmed.elapsed() > self.max_offline => Err(Error::new(
                 Reason::OfflineTooLong,
                 "the node has been without its control plane for too long",
             )
@@ -250,6 +261,9 @@ impl Verifier for Known {
 
 impl Leases for Known {
     async fn lease(&self, key: &LeaseKey, refused: Option<&str>) -> Result<Arc<Lease>, Error> {
+        if let Some(id) = refused {
+            self.forget_refused(key, id);
+        }
         let mut applied = self.applied.subscribe();
         let mut demanded = false;
         loop {
@@ -274,7 +288,7 @@ impl Leases for Known {
             let mut link = self.link.subscribe();
             tokio::select! {
                 applied = applied.changed() => applied.map_err(|_| Error::internal())?,
-                _ = link.wait_for(|link| matches!(link, Link::Down(_))) => {}
+                _ = link.wait_for(|link| matches!(link, Link::Down)) => {}
             }
         }
     }
@@ -312,6 +326,26 @@ impl Known {
         }
     }
 
+    /// A lease that the backend refused for one is refused for all.
+    fn forget_refused(&self, key: &LeaseKey, id: &str) {
+        let mut leases = self.leases.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(leases.get(key), Some(HeldLease::Held(lease)) if lease.id == id) {
+            leases.remove(key);
+        }
+    }
+
+    /// Gives up the leases of a tenant's backends that are gone or disabled.
+    fn drop_leases(&self, tenant: &TenantId, mounts: &MountTable) {
+        let mut leases = self.leases.write().unwrap_or_else(PoisonError::into_inner);
+        let used = |key: &LeaseKey| {
+            key.tenant != *tenant || mounts.backends().iter().any(|backend| backend.id == key.backend && backend.enabled)
+        };
+        for (key, _) in leases.extract_if(|key, _| !used(key)) {
+            // A full channel costs a demand that stays open, nothing more.
+            let _ = self.demands.try_send(Demand::DropLease(key));
+        }
+    }
+
     fn forget_refusal(&self, key: &LeaseKey) {
         let mut leases = self.leases.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(leases.get(key), Some(HeldLease::Refused(..))) {
@@ -324,6 +358,7 @@ impl Known {
             Change::View(view) => {
                 let mounts = MountTable::new(view.backends.iter().cloned());
                 (self.retain)(&view.tenant, &mounts);
+                self.drop_leases(&view.tenant, &mounts);
                 let swapped = Arc::new(View { generation: view.generation, mounts });
                 self.views.rcu(|views| {
                     let mut views = HashMap::clone(views);
@@ -333,6 +368,7 @@ impl Known {
             }
             Change::ViewGone(tenant) => {
                 (self.retain)(&tenant, &MountTable::default());
+                self.drop_leases(&tenant, &MountTable::default());
                 self.views.rcu(|views| {
                     let mut views = HashMap::clone(views);
                     views.remove(&tenant);
@@ -372,6 +408,7 @@ impl Sink for Known {
         for change in changes {
             self.apply_one(change);
         }
+        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.link.send_if_modified(|link| std::mem::replace(link, Link::Ready) != Link::Ready);
         self.applied.send_replace(revision);
     }
@@ -382,12 +419,42 @@ impl Sink for Known {
 
     fn disconnected(&self) {
         self.link.send_if_modified(|link| {
-            let was_up = matches!(link, Link::Up | Link::Ready);
-            if was_up {
-                *link = Link::Down(Instant::now());
+            if *link == Link::Ready {
+                // Up to now everything that had changed would have come.
+                *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             }
-            was_up
+            std::mem::replace(link, Link::Down) != Link::Down
         });
+    }
+}
+
+/// A request's part in asking for an unknown token. Requests with the same token share one place.
+struct Asking<'k> {
+    all: &'k Mutex<HashMap<TokenHash, usize>>,
+    hash: TokenHash,
+}
+
+impl<'k> Asking<'k> {
+    /// `None` if too many other tokens are being asked for.
+    fn begin(all: &'k Mutex<HashMap<TokenHash, usize>>, hash: TokenHash) -> Option<Self> {
+        let mut asking = all.lock().unwrap_or_else(PoisonError::into_inner);
+        if asking.len() >= DEMANDS && !asking.contains_key(&hash) {
+            return None;
+        }
+        *asking.entry(hash).or_default() += 1;
+        Some(Asking { all, hash })
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut asking = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = asking.get_mut(&self.hash) {
+            *count -= 1;
+            if *count == 0 {
+                asking.remove(&self.hash);
+            }
+        }
     }
 }
 

@@ -369,7 +369,10 @@ fn parse_policy(policy: pb::Policy) -> Result<Policy, Error> {
             Ok(pb::Effect::Deny) => Effect::Deny,
             Err(_) => return Err(Error::invalid(pointer("effect"), "is `allow` or `deny`")),
         };
-        Ok(PolicyRule { path, capabilities: capabilities.collect::<Result<_, _>>()?, effect })
+        let mut capabilities: Vec<_> = capabilities.collect::<Result<_, Error>>()?;
+        capabilities.sort();
+        capabilities.dedup();
+        Ok(PolicyRule { path, capabilities, effect })
     });
     Ok(Policy { name, rules: rules.collect::<Result<_, _>>()? })
 }
@@ -413,7 +416,7 @@ fn wire_token(record: TokenRecord) -> pb::Token {
         policies: record.policies,
         create_time: Some(convert::time(record.created)),
         expire_time: record.expires.map(convert::time),
-        parent: record.parent.unwrap_or_default(),
+        parent: record.parent.map(|parent| parent.accessor).unwrap_or_default(),
         tenant: record.tenant.to_string(),
     }
 }

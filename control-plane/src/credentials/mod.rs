@@ -34,6 +34,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a replaced lease still works, for the reads that have just begun with it.
 const GRACE: Duration = Duration::from_secs(60);
+/// The longest life of a login that is believed.
+const LONGEST_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The shortest time between two renewals, whatever a backend says.
 const SHORTEST_RENEWAL: Duration = Duration::from_millis(500);
 
@@ -249,6 +251,24 @@ impl Credentials {
         login
     }
 
+    fn is_current(&self, login: &Arc<Login>) -> bool {
+        let logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        logins.get(&(login.key.clone(), login.holder)).is_some_and(|current| Arc::ptr_eq(current, login))
+    }
+
+    /// Logs in anew for nodes everywhere: what a node that was removed may still hold is revoked after that.
+    pub fn replace_for_nodes(&self) {
+        let held: Vec<_> = {
+            let logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+            logins.values().filter(|login| login.holder == Holder::Nodes).cloned().collect()
+        };
+        for login in held {
+            let State::Held(current) = login.state.borrow().clone() else { continue };
+            let Some(me) = self.me.upgrade() else { return };
+            tokio::spawn(async move { me.hold(&login, Some(&current.lease.id)).await });
+        }
+    }
+
     /// A lease other than `refused`: the one that is held, or that of a new login.
     async fn hold(self: &Arc<Self>, login: &Arc<Login>, refused: Option<&str>) -> Result<Arc<Held>, Error> {
         if let Some(held) = usable(login, refused) {
@@ -271,7 +291,12 @@ impl Credentials {
                 if let State::Held(before) = before {
                     revoke_later(login.clone(), before, GRACE);
                 }
-                self.renew_later(login, &held);
+                if self.is_current(login) {
+                    self.renew_later(login, &held);
+                } else {
+                    // The backend went, or changed, while the login was under way.
+                    revoke_later(login.clone(), held.clone(), GRACE);
+                }
                 Ok(held)
             }
             Err(error) => {
@@ -284,7 +309,7 @@ impl Credentials {
         result
     }
 
-    async fn log_in(&self, login: &Login) -> Result<Issued, Error> {
+    async fn log_in(&self, login: &Arc<Login>) -> Result<Issued, Error> {
         let tenant = &login.key.tenant;
         let attempt = async {
             let value = self.read(tenant, login.provider.credentials()).await?;
@@ -304,8 +329,15 @@ impl Credentials {
         row.backend = Some(login.key.backend.to_string());
         row.outcome =
             outcome.as_ref().map_or_else(|error| error.reason.code(), |_| scaivault_domain::audit::OK).into();
-        self.audit.record(row).await?;
-        outcome
+        match (self.audit.record(row).await, outcome) {
+            (Ok(()), outcome) => outcome,
+            (Err(error), Ok(issued)) => {
+                // A login that is not written down is not used.
+                revoke_later(login.clone(), Arc::new(hold(issued)), Duration::ZERO);
+                Err(error)
+            }
+            (Err(error), Err(_)) => Err(error),
+        }
     }
 
     /// Renews at half of the life, for as long as this lease is the one that is held.
@@ -332,25 +364,13 @@ impl Credentials {
             if let Ok(Some(ttl)) = renewed
                 && held.ttl.is_some_and(|first| ttl >= first / 2)
             {
-                let _turn = login.turn.lock().await;
                 let issued = Issued {
                     material: held.lease.material.clone(),
                     ttl: Some(ttl),
                     renewal: held.renewal,
                     revocation: held.revocation,
                 };
-                let next = Arc::new(hold(issued));
-                let replaced = login.state.send_if_modified(|state| match state {
-                    State::Held(current) if Arc::ptr_eq(current, held) => {
-                        *state = State::Held(next.clone());
-                        true
-                    }
-                    _ => false,
-                });
-                if replaced {
-                    self.renew_later(login, &next);
-                    self.nudge.send_modify(|count| *count += 1);
-                }
+                self.replace(login, held, &Arc::new(hold(issued))).await;
                 return;
             }
         }
@@ -360,12 +380,12 @@ impl Credentials {
         {
             match self.log_in(login).await {
                 Ok(issued) => {
-                    let _turn = login.turn.lock().await;
                     let next = Arc::new(hold(issued));
-                    login.state.send_replace(State::Held(next.clone()));
-                    revoke_later(login.clone(), held.clone(), GRACE);
-                    self.renew_later(login, &next);
-                    self.nudge.send_modify(|count| *count += 1);
+                    if self.replace(login, held, &next).await {
+                        revoke_later(login.clone(), held.clone(), GRACE);
+                    } else {
+                        revoke_later(login.clone(), next, Duration::ZERO);
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(backend.id = %login.key.backend, %error, "a login could not be renewed yet");
@@ -374,6 +394,25 @@ impl Credentials {
                 }
             }
         }
+    }
+}
+
+impl Credentials {
+    /// Puts `next` in the place of `held`, unless something else has come there since; whether it did.
+    async fn replace(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>, next: &Arc<Held>) -> bool {
+        let _turn = login.turn.lock().await;
+        let replaced = login.state.send_if_modified(|state| match state {
+            State::Held(current) if Arc::ptr_eq(current, held) => {
+                *state = State::Held(next.clone());
+                true
+            }
+            _ => false,
+        });
+        if replaced {
+            self.renew_later(login, next);
+            self.nudge.send_modify(|count| *count += 1);
+        }
+        replaced
     }
 }
 
@@ -386,7 +425,10 @@ impl Leases for OwnLeases {
         let configuration = self.0.configurations.of(&key.tenant).await?;
         let (record, _) = configuration.backend(&key.backend)?;
         let login = self.0.login(key, &record.spec.provider, Holder::ControlPlane);
-        self.0.hold(&login, refused).await.map(|held| held.lease.clone())
+        let (credentials, refused) = (self.0.clone(), refused.map(str::to_owned));
+        // A login that has begun is finished, also when its caller runs out of time: the next one finds it done.
+        let held = tokio::spawn(async move { credentials.hold(&login, refused.as_deref()).await });
+        held.await.unwrap_or_else(|_| Err(Error::internal())).map(|held| held.lease.clone())
     }
 }
 
@@ -402,13 +444,14 @@ fn alive(held: &Held) -> bool {
 }
 
 fn hold(issued: Issued) -> Held {
+    let ttl = issued.ttl.map(|ttl| ttl.min(LONGEST_LIFE));
     let lease = Lease {
         // Random, so that it tells nothing of the credential and changes with every renewal.
         id: unique(scaivault_domain::time::Timestamp::default()),
         material: issued.material,
-        expires_at: issued.ttl.map(|ttl| Instant::now() + ttl),
+        expires_at: ttl.map(|ttl| Instant::now() + ttl),
     };
-    Held { lease: Arc::new(lease), ttl: issued.ttl, renewal: issued.renewal, revocation: issued.revocation }
+    Held { lease: Arc::new(lease), ttl, renewal: issued.renewal, revocation: issued.revocation }
 }
 
 fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration) {

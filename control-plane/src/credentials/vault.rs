@@ -41,9 +41,7 @@ impl Credential {
         let fields: Fields = serde_json::from_slice(value.expose())
             .map_err(|_| unusable("the credential is no JSON object of strings"))?;
         let required = |name: &str, field: Option<SecretString>| match field {
-            Some(text)
-                if text.expose_secret().bytes().all(|b| b.is_ascii_graphic())
-                    && !text.expose_secret().is_empty() =>
+            Some(text) if is_token(text.expose_secret()) =>
             {
                 Ok(text)
             }
@@ -81,7 +79,7 @@ pub(crate) async fn log_in(
             )
             .await
             .map_err(|error| refused(&error, Step::Login))?;
-            Ok(issued(info))
+            issued(info)
         }
         Credential::Token(token) => {
             let vault = Vault::new(target, Some(&token))?;
@@ -119,7 +117,7 @@ async fn for_nodes(vault: &Vault, login: &VaultLogin, own: Issued) -> Result<Iss
         request.policies(login.lease_policies.clone());
     }
     match vaultrs::token::new(vault, Some(&mut request)).await {
-        Ok(info) => Ok(issued(info)),
+        Ok(info) => issued(info),
         Err(ClientError::APIError { code: 403, .. }) if own.ttl.is_some() || login.allow_static_on_nodes => {
             Ok(own)
         }
@@ -150,15 +148,23 @@ pub(crate) async fn revoke(target: &VaultTarget, material: &Material) {
     }
 }
 
-fn issued(info: AuthInfo) -> Issued {
+fn issued(info: AuthInfo) -> Result<Issued, Error> {
+    if !is_token(&info.client_token) {
+        return Err(Error::new(Reason::BackendInvalidAnswer, "the backend gave a token that no header can carry"));
+    }
     // Batch tokens cannot be renewed or revoked.
     let service = info.token_type != "batch";
-    Issued {
+    Ok(Issued {
         material: Material::VaultToken(info.client_token.into()),
         ttl: (info.lease_duration > 0).then(|| Duration::from_secs(info.lease_duration)),
         renewal: if service && info.renewable { Renewal::Renew } else { Renewal::Again },
         revocation: if service { Revocation::Revoke } else { Revocation::Leave },
-    }
+    })
+}
+
+/// Whether a text can be sent as it is.
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// Where a refusal came from, to say what can be done.

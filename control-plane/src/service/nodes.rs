@@ -80,7 +80,11 @@ impl Nodes {
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|_| Error::internal())?;
         let secret = SecretString::from(URL_SAFE_NO_PAD.encode(random));
-        let invitation = JoinRecord { node: node.name.clone(), expires: now.after(INVITATION) };
+        let invitation = JoinRecord {
+            node: node.name.clone(),
+            enrolment: node.enrolment.clone(),
+            expires: now.after(INVITATION),
+        };
         let (key, join) = (node_key(&node.name), join_key(&secret));
         let tx = Tx::new()
             .expect_as_found(key.clone(), found.map(|(_, version)| version))
@@ -113,6 +117,9 @@ impl Nodes {
         }
         let key = node_key(&invitation.node);
         let (mut node, version) = self.records.get::<NodeRecord>(&key).await?.ok_or_else(refuse)?;
+        if invitation.enrolment != node.enrolment || node.certificate_expires.is_some() {
+            return Err(refuse());
+        }
         let (certificates, ends) = self.authority.sign(&node, csr)?;
         node.certificate_expires = Some(ends);
         let tx = Tx::new()
@@ -147,6 +154,24 @@ impl Nodes {
         let tenant = TenantId::parse(crate::DEFAULT_TENANT)?;
         let row = AuditRow::of_control_plane(tenant, Action::NodeWrite, node.name.as_str(), self.clock.now());
         settle(self.records.store().commit(self.audit.stage(tx, &row)).await)
+    }
+
+    /// Deletes invitations that nobody took in time.
+    ///
+    /// # Errors
+    /// When the store does not answer; the next sweep goes on.
+    pub async fn sweep(&self) -> Result<(), Error> {
+        let now = self.clock.now();
+        for (name, invitation, version) in
+            self.records.scan_all::<JoinRecord>(&Owner::Installation, Space::JoinToken, "").await?
+        {
+            if invitation.expires <= now {
+                let key = Key::installation(Space::JoinToken, name);
+                let tx = Tx::new().expect(key.clone(), version).delete(key);
+                settle(self.records.store().commit(tx).await)?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks that the node of a certificate is still enrolled.

@@ -16,10 +16,14 @@ use secrecy::SecretString;
 use super::policies::policy_key;
 use super::{ATTEMPTS, Committed, Page, PageRequest, contended, settle};
 use crate::audit::Audit;
-use crate::model::{AccessorRecord, TokenRecord, accessor_key, token_key};
+use crate::model::{AccessorRecord, Parent, TokenRecord, accessor_key, child_key, token_key};
 use crate::store::{Owner, Records, RowVersion, Space, Tx};
 
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Most policies of one token.
+const MAX_POLICIES: usize = 32;
+/// Most bytes of the rules of one token's policies. A grant must fit into a message to a node.
+const MAX_RULE_BYTES: usize = 128 * 1024;
 
 /// What a new token is asked to be.
 #[derive(Clone, Debug)]
@@ -43,6 +47,16 @@ pub enum Ttl {
     Of(Duration),
     /// Until it is revoked.
     Forever,
+}
+
+impl Ttl {
+    fn at_most(self, limit: Duration) -> Ttl {
+        match self {
+            Ttl::Default => Ttl::Of(DEFAULT_TTL.min(limit)),
+            Ttl::Of(ttl) => Ttl::Of(ttl.min(limit)),
+            Ttl::Forever => Ttl::Of(limit),
+        }
+    }
 }
 
 /// The service of tokens.
@@ -70,7 +84,7 @@ impl Tokens {
         wanted: NewToken,
     ) -> Result<Committed<(SecretString, TokenRecord)>, Error> {
         let caller = allowed.caller();
-        let parent = self.own(caller).await?;
+        let (parent_hash, parent, parent_version) = self.own(caller).await?;
         check_subject(&wanted.subject)?;
         if wanted.scopes.is_empty() {
             return Err(Error::invalid("/scopes", "needs at least one scope"));
@@ -80,34 +94,32 @@ impl Tokens {
             return Err(Error::field(Reason::PermissionDenied, "/scopes", detail)
                 .next("a token can only hand on scopes of its own"));
         }
-        self.check_policies(caller, &parent, &wanted.policies).await?;
+        let mut policies = wanted.policies;
+        policies.sort();
+        policies.dedup();
+        self.check_policies(caller, &parent, &policies).await?;
         let now = self.clock.now();
+        let expires = expiry(caller, now, wanted.ttl, parent.expires)?;
         let record = TokenRecord {
             tenant: caller.tenant.clone(),
             accessor: accessor(),
             subject: wanted.subject,
             scopes: wanted.scopes,
-            policies: wanted.policies,
+            policies,
             created: now,
-            expires: expiry(caller, now, wanted.ttl, parent.expires)?,
-            parent: Some(parent.accessor),
+            expires,
+            lifetime_ms: expires.map(|end| millis(end.since(now))),
+            parent: Some(Parent { accessor: parent.accessor, hash: parent_hash.to_text() }),
         };
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|_| Error::internal())?;
         let token = token_from_random(random);
         let row = AuditRow::new(caller, origin, Action::TokenWrite, &record.accessor, now);
-        let tx = self.audit.stage(self.put(Tx::new(), &token, &record), &row);
+        // A parent that is revoked meanwhile leaves no child behind.
+        let tx = Tx::new().expect(token_key(parent_hash), parent_version);
+        let tx = self.audit.stage(put_token(&self.records, tx, &token, &record), &row);
         let revision = settle(self.records.store().commit(tx).await)?.ok_or_else(contended)?;
         Ok(Committed { value: (token, record), revision })
-    }
-
-    /// Adds a token's rows to `tx`.
-    pub fn put(&self, tx: Tx, token: &SecretString, record: &TokenRecord) -> Tx {
-        let hash = hash_token(token).expect("a token that was just made is well formed");
-        let by_accessor = accessor_key(&record.tenant, &record.accessor);
-        let found_by = AccessorRecord { hash: hash.to_text(), parent: record.parent.clone() };
-        let tx = tx.put(by_accessor.clone(), self.records.seal(&by_accessor, &found_by));
-        tx.put(token_key(hash), self.records.seal(&token_key(hash), record))
     }
 
     async fn check_policies(
@@ -116,9 +128,14 @@ impl Tokens {
         parent: &TokenRecord,
         policies: &[String],
     ) -> Result<(), Error> {
+        if policies.len() > MAX_POLICIES {
+            return Err(Error::invalid("/policies", "has at most 32 policies"));
+        }
         let is_root = parent.policies.iter().any(|policy| policy == ROOT_POLICY);
+        // Policies belong to a tenant: in another one the same name is another policy.
+        let at_home = parent.tenant == caller.tenant;
         for policy in policies {
-            if !is_root && !parent.policies.contains(policy) {
+            if !is_root && !(at_home && parent.policies.contains(policy)) {
                 let detail = "a token without the policy `root` can only hand on policies of its own";
                 return Err(Error::field(Reason::PermissionDenied, "/policies", detail));
             }
@@ -132,12 +149,11 @@ impl Tokens {
         Ok(())
     }
 
-    /// The record behind the caller's own token.
-    async fn own(&self, caller: &Caller) -> Result<TokenRecord, Error> {
-        // An operator may act in another tenant; its token stays in its own.
+    /// The record behind the caller's own token. An operator may act in another tenant; its token stays in its own.
+    async fn own(&self, caller: &Caller) -> Result<(TokenHash, TokenRecord, RowVersion), Error> {
         let hash = caller.token.ok_or_else(gone)?;
-        let found = self.records.get::<TokenRecord>(&token_key(hash)).await?;
-        found.map(|(record, _)| record).ok_or_else(gone)
+        let (record, version) = self.records.get::<TokenRecord>(&token_key(hash)).await?.ok_or_else(gone)?;
+        Ok((hash, record, version))
     }
 
     /// The token with this accessor in the caller's tenant; the caller's own without one.
@@ -146,7 +162,7 @@ impl Tokens {
     /// `not_found`, also for accessors of other tenants.
     pub async fn lookup(&self, target: &TokenTarget) -> Result<TokenRecord, Error> {
         match target {
-            TokenTarget::Own(caller) => self.own(caller).await,
+            TokenTarget::Own(caller) => Ok(self.own(caller).await?.1),
             TokenTarget::Other(allowed, accessor) => Ok(self.find(allowed.tenant(), accessor).await?.1),
         }
     }
@@ -210,9 +226,15 @@ impl Tokens {
             }
             let parent_ends = match &record.parent {
                 Some(parent) => {
-                    self.find(&record.tenant, parent).await.map_or(None, |(_, parent, _)| parent.expires)
+                    let hash = TokenHash::from_text(&parent.hash).ok_or_else(Error::internal)?;
+                    self.records.get::<TokenRecord>(&token_key(hash)).await?.ok_or_else(gone)?.0.expires
                 }
                 None => None,
+            };
+            let ttl = match (target, record.lifetime_ms) {
+                // Who has a token for an hour must not make it one for ever.
+                (TokenTarget::Own(_), Some(lifetime)) => ttl.at_most(Duration::from_millis(lifetime)),
+                _ => ttl,
             };
             record.expires = expiry(caller, now, ttl, parent_ends)?;
             let key = token_key(hash);
@@ -226,34 +248,38 @@ impl Tokens {
         Err(contended())
     }
 
-    /// Revokes a token and every token that was made with it, in one commit; answers how many.
+    /// Revokes a token and every token that was made with it, wherever they live; answers how many.
+    ///
+    /// The token itself goes first, so that it makes no further children; a store that fails in the middle leaves
+    /// children that a second revocation of any of them, or their expiry, ends.
     ///
     /// # Errors
     /// `not_found` for a token that is not there.
     pub async fn revoke(&self, target: &TokenTarget, origin: &Origin) -> Result<Committed<u32>, Error> {
-        let (_, record, _) = self.resolve(target).await?;
-        let tenant = &record.tenant;
-        let all = self.records.scan_all::<AccessorRecord>(&Owner::from(tenant), Space::Token, "").await?;
-        let mut doomed = vec![record.accessor.clone()];
-        let mut next = 0;
-        while let Some(parent) = doomed.get(next).cloned() {
-            doomed.extend(
-                all.iter()
-                    .filter(|(_, by, _)| by.parent.as_ref() == Some(&parent))
-                    .map(|(name, ..)| name.clone()),
-            );
-            next += 1;
+        let (hash, record, _) = self.resolve(target).await?;
+        let row = AuditRow::new(target.caller(), origin, Action::TokenWrite, &record.accessor, self.clock.now());
+        let mut revision = None;
+        let mut revoked = 0;
+        let mut doomed = vec![(hash, record)];
+        while let Some((hash, record)) = doomed.pop() {
+            let mut tx = Tx::new().delete(token_key(hash)).delete(accessor_key(&record.tenant, &record.accessor));
+            if let Some(parent) = &record.parent {
+                tx = tx.delete(child_key(&parent.accessor, &hash.to_text()));
+            }
+            if revoked == 0 {
+                tx = self.audit.stage(tx, &row);
+            }
+            revision = Some(settle(self.records.store().commit(tx).await)?.ok_or_else(contended)?);
+            revoked += 1;
+            let prefix = format!("children/{}/", record.accessor);
+            for (_, by, _) in self.records.scan_all::<AccessorRecord>(&Owner::Installation, Space::Token, &prefix).await? {
+                let child = TokenHash::from_text(&by.hash).ok_or_else(Error::internal)?;
+                if let Some((record, _)) = self.records.get::<TokenRecord>(&token_key(child)).await? {
+                    doomed.push((child, record));
+                }
+            }
         }
-        let mut tx = Tx::new();
-        for (accessor, by, _) in all.iter().filter(|(name, ..)| doomed.contains(name)) {
-            let hash = TokenHash::from_text(&by.hash).ok_or_else(Error::internal)?;
-            tx = tx.delete(token_key(hash)).delete(accessor_key(tenant, accessor));
-        }
-        let row =
-            AuditRow::new(target.caller(), origin, Action::TokenWrite, &record.accessor, self.clock.now());
-        let revision =
-            settle(self.records.store().commit(self.audit.stage(tx, &row)).await)?.ok_or_else(contended)?;
-        Ok(Committed { value: u32::try_from(doomed.len()).unwrap_or(u32::MAX), revision })
+        Ok(Committed { value: revoked, revision: revision.ok_or_else(Error::internal)? })
     }
 
     async fn resolve(&self, target: &TokenTarget) -> Result<(TokenHash, TokenRecord, RowVersion), Error> {
@@ -294,6 +320,11 @@ impl Tokens {
                 version = version.max(changed);
             }
         }
+        let bytes: usize = rules.iter().map(|rule| rule.path.as_str().len() + 16 * rule.capabilities.len()).sum();
+        if bytes > MAX_RULE_BYTES {
+            tracing::warn!(token.accessor = record.accessor, "the token's policies are too large; it is refused");
+            return Ok(None);
+        }
         let caller = Caller {
             tenant: record.tenant,
             token: Some(hash),
@@ -327,6 +358,10 @@ impl Tokens {
                 .expect(token_key(hash), version)
                 .delete(token_key(hash))
                 .delete(accessor_key(tenant, &accessor));
+            let tx = match &record.parent {
+                Some(parent) => tx.delete(child_key(&parent.accessor, &by.hash)),
+                None => tx,
+            };
             swept += u32::from(settle(self.records.store().commit(tx).await)?.is_some());
         }
         Ok(swept)
@@ -345,6 +380,21 @@ impl Verifier for Tokens {
                 .next("use a current token in `Authorization: Bearer …`")
         })
     }
+}
+
+/// Adds a token's rows to `tx`.
+pub fn put_token(records: &Records, tx: Tx, token: &SecretString, record: &TokenRecord) -> Tx {
+    let hash = hash_token(token).expect("a token that was just made is well formed");
+    let found = AccessorRecord { hash: hash.to_text() };
+    let by_accessor = accessor_key(&record.tenant, &record.accessor);
+    let mut tx = tx
+        .put(by_accessor.clone(), records.seal(&by_accessor, &found))
+        .put(token_key(hash), records.seal(&token_key(hash), record));
+    if let Some(parent) = &record.parent {
+        let by_parent = child_key(&parent.accessor, &found.hash);
+        tx = tx.put(by_parent.clone(), records.seal(&by_parent, &found));
+    }
+    tx
 }
 
 /// Which token is meant, and the right to touch it: one's own needs none.
@@ -403,6 +453,10 @@ fn expiry(
         (Some(wanted), Some(parent)) => Some(wanted.min(parent)),
         (wanted, parent) => wanted.or(parent),
     })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn unknown_policy(name: &str) -> Error {

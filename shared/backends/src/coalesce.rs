@@ -15,7 +15,7 @@ use crate::error::BackendError;
 type Outcome<V> = Result<V, BackendError>;
 type Flight<V> = watch::Receiver<Option<Outcome<V>>>;
 
-/// Calls in flight by key, e.g. a backend's id and a remote name. A key must not name a caller or a lease.
+/// Calls in flight by key, e.g. a backend's id and a remote name. A key must not name a caller.
 pub struct Coalescer<K, V> {
     flights: Flights<K, V>,
 }

@@ -34,7 +34,8 @@ pub struct Connection<L> {
     target: Target,
     backend: Backend,
     guard: Guard,
-    reads: Coalescer<RemoteName, Arc<RemoteSecret>>,
+    /// By name and lease: whoever comes with a new lease must not join a call that was begun with a refused one.
+    reads: Coalescer<(RemoteName, String), Arc<RemoteSecret>>,
     leases: Arc<L>,
 }
 
@@ -83,6 +84,7 @@ impl<L: Leases> Connection<L> {
         deadline: Instant,
     ) -> Result<Arc<RemoteSecret>, BackendError> {
         let (connection, remote) = (self.clone(), name.clone());
+        let key = (name.clone(), lease.id.clone());
         let call = async move {
             let left = deadline.saturating_duration_since(Instant::now());
             connection
@@ -92,7 +94,7 @@ impl<L: Leases> Connection<L> {
                 .map(Arc::new)
         };
         // Whoever joins a call that began earlier still has a deadline of its own.
-        timeout_at(deadline, self.reads.run(name.clone(), call)).await.unwrap_or(Err(BackendError::Timeout))
+        timeout_at(deadline, self.reads.run(key, call)).await.unwrap_or(Err(BackendError::Timeout))
     }
 
     /// The versions that the backend still knows of, newest first.

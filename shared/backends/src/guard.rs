@@ -164,7 +164,8 @@ impl Breaker {
 /// How long to wait after the `attempt`-th attempt failed: full jitter, but never before the store wants to be asked.
 fn pause(attempt: u32, retry_after: Option<Duration>, chance: f64) -> Duration {
     match retry_after {
-        Some(after) => after + RETRY_BASE.mul_f64(chance),
+        // A store may name any number; only so much can be added to a time.
+        Some(after) => after.min(LONGEST_THROTTLE) + RETRY_BASE.mul_f64(chance),
         None => {
             let most = RETRY_BASE.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(RETRY_CAP);
             most.mul_f64(chance)

@@ -223,11 +223,9 @@ impl Authorized<List, Folder> {
 
     /// Whether the caller may be told of something below the folder of these segments.
     pub fn may_see_below<'a>(&self, folder: impl Iterator<Item = &'a str> + Clone) -> bool {
-        self.caller.rules.iter().any(|rule| {
-            rule.effect == Effect::Allow
-                && rule.capabilities.contains(&Capability::List)
-                && rule.path.reaches_below(folder.clone())
-        })
+        let mut about = self.caller.rules.iter().filter(|rule| rule.capabilities.contains(&Capability::List));
+        about.clone().any(|rule| rule.effect == Effect::Allow && rule.path.reaches_below(folder.clone()))
+            && !about.any(|rule| rule.effect == Effect::Deny && rule.path.covers_below(folder.clone()))
     }
 }
 
@@ -253,6 +251,15 @@ impl Caller {
         let mut about = self.rules.iter().filter(|rule| rule.capabilities.contains(&capability));
         about.clone().any(|rule| rule.effect == Effect::Allow && rule.path.covers(pattern))
             && !about.any(|rule| rule.effect == Effect::Deny && rule.path.intersects(pattern))
+    }
+
+    /// The same caller acting for another tenant. Policies belong to a tenant, so of its rules only that of the built-in
+    /// policy `root` goes along.
+    #[must_use]
+    pub fn acting_for(&self, tenant: TenantId) -> Caller {
+        let root = root_rules();
+        let rules = self.rules.iter().filter(|rule| root.contains(rule)).cloned().collect();
+        Caller { tenant, rules, ..self.clone() }
     }
 
     /// Whether the caller has `scope`.
@@ -373,6 +380,26 @@ mod tests {
         assert!(caller.allows_all(&Pattern::parse("a/b/**").unwrap(), Capability::Read));
         assert!(!caller.allows_all(&Pattern::parse("a/**").unwrap(), Capability::Read));
         assert!(!caller.allows_all(&Pattern::parse("a/*/b").unwrap(), Capability::Read));
+    }
+
+    #[test]
+    fn a_folder_that_is_denied_as_a_whole_is_not_listed() {
+        let caller = caller(&[
+            ("**", &[Capability::List], Effect::Allow),
+            ("a/secret/**", &[Capability::List], Effect::Deny),
+        ]);
+        let allowed = authorize_list(&caller, Folder::ROOT).unwrap();
+        assert!(allowed.may_see_below(["a"].into_iter()));
+        assert!(!allowed.may_see_below(["a", "secret"].into_iter()));
+    }
+
+    #[test]
+    fn policies_do_not_go_along_into_another_tenant() {
+        let other = TenantId::parse("other").unwrap();
+        let named = caller(&[("app/**", &[Capability::Read], Effect::Allow)]).acting_for(other.clone());
+        assert!(!named.allows(&path("app/x"), Capability::Read));
+        let root = Caller { rules: root_rules().into(), ..Caller::clone(&caller(&[])) };
+        assert!(root.acting_for(other).allows(&path("app/x"), Capability::Read));
     }
 
     #[test]

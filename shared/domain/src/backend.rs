@@ -326,29 +326,30 @@ pub struct BackendSpec {
 impl BackendSpec {
     /// Whether `caller` may turn `before` (`None`: create) into this configuration.
     ///
-    /// A backend sends a credential to an endpoint and shows what it finds under its patterns. So whoever decides where
-    /// the credential goes must be able to read it, and whoever decides what a path shows must be able to write there.
+    /// A backend sends a credential to an endpoint and shows at its patterns what it finds there. So whoever changes the
+    /// store, the login or the mapping must be able to read the credential, for the mapping decides what the credential
+    /// shows, and to write at every pattern, old and new, for the endpoint decides what is found there.
     ///
     /// # Errors
     /// `permission_denied`, naming the field and the capability.
     pub fn authorize_change(&self, before: Option<&BackendSpec>, caller: &Caller) -> Result<(), Error> {
-        if before.is_none_or(|before| before.provider != self.provider) {
-            let credentials = self.provider.credentials();
-            if !caller.allows(credentials, Capability::Read) {
-                return Err(Error::field(
-                    Reason::PermissionDenied,
-                    "/config",
-                    "whoever decides where a credential is sent needs `read` on it",
-                )
-                .next("ask for a policy that allows `read` on the credential's path"));
+        if before.is_some_and(|before| before.provider == self.provider && before.mapping == self.mapping) {
+            return Ok(());
+        }
+        let providers = [Some(&self.provider), before.map(|before| &before.provider)];
+        for provider in providers.into_iter().flatten() {
+            if !caller.allows(provider.credentials(), Capability::Read) {
+                let detail = "whoever decides where a credential is sent, and what it shows, needs `read` on it";
+                return Err(Error::field(Reason::PermissionDenied, "/config/auth_config_path", detail)
+                    .next("ask for a policy that allows `read` on the credential's path"));
             }
         }
-        if before.is_none_or(|before| before.mapping != self.mapping) {
-            for (index, rule) in self.mapping.rules().iter().enumerate() {
+        let mappings = [Some(&self.mapping), before.map(|before| &before.mapping)];
+        for mapping in mappings.into_iter().flatten() {
+            for rule in mapping.rules() {
                 if !caller.allows_all(&rule.pattern, Capability::Write) {
-                    let detail = format!("mapping `{}` needs `write` on all of its paths", rule.pattern);
-                    let pointer = format!("/path_mapping/{index}");
-                    return Err(Error::field(Reason::PermissionDenied, pointer, detail)
+                    let detail = format!("whoever decides what `{}` shows needs `write` on all of it", rule.pattern);
+                    return Err(Error::field(Reason::PermissionDenied, "/path_mapping", detail)
                         .next("ask for a policy that allows `write` on the pattern"));
                 }
             }

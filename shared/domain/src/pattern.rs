@@ -211,6 +211,13 @@ impl Pattern {
         intersects(&self.0.steps(), &steps)
     }
 
+    /// Whether every path below the folder of these segments is in the set.
+    pub fn covers_below<'a>(&self, folder: impl Iterator<Item = &'a str>) -> bool {
+        let mut steps: Vec<Step<'a>> = folder.map(Step::Literal).collect();
+        steps.extend([Step::One, Step::Any]);
+        covers(&self.0.steps(), &steps)
+    }
+
     /// Whether this is a pattern without wildcards: the name of one path.
     pub fn is_literal(&self) -> bool {
         self.0.wildcards().next().is_none()

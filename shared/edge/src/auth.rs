@@ -39,7 +39,7 @@ pub async fn caller(verifier: &dyn Verifier, metadata: &MetadataMap) -> Result<A
         return Err(Error::new(Reason::PermissionDenied, "the token belongs to another tenant")
             .next(format!("leave the header `{TENANT}` out, or use a token with scope `operator`")));
     }
-    Ok(Arc::new(Caller { tenant: named, ..Caller::clone(&caller) }))
+    Ok(Arc::new(caller.acting_for(named)))
 }
 
 fn bearer(metadata: &MetadataMap) -> Result<SecretString, Error> {

@@ -87,6 +87,8 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
             .with_context(|| format!("cannot read {}", token_file.display()))?
             .into()
     } else {
+        // Tried before the commit: an installation whose first token was lost could not be used.
+        write_private(&token_file, "")?;
         let token = bootstrap::initialise(store.clone(), &root, &scaivault_telemetry::SystemClock).await?;
         write_private(&token_file, token.expose_secret())?;
         token

@@ -144,7 +144,7 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     let publishing = Arc::new(Publishing::new(publishing).await);
 
     let stop = CancellationToken::new();
-    let door = Door::new(tokens.clone(), tenants.clone(), audit.clone());
+    let door = Door::new(tokens.clone(), tenants.clone(), audit.clone(), metrics.clone());
     let secrets_api = Arc::new(SecretsApi::new(door.clone(), secrets));
     let federation_api = Arc::new(FederationApi::new(federation::Parts {
         door: door.clone(),

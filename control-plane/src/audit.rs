@@ -17,9 +17,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::nodes::CertifiedNode;
 use crate::service::tenants::Tenants;
 use crate::store::{CommitError, Depth, Entry, Key, Owner, Records, Space, Tx};
 
+/// Most segments that one query opens.
+const MAX_OPENED: usize = 64;
 /// How many staged rows are moved at once.
 const MOVED: usize = 256;
 /// How long after a failure the background work is tried again.
@@ -197,11 +200,14 @@ impl Audit {
     ///
     /// # Errors
     /// `invalid_request` for a segment that is not the node's or not the next one.
-    pub async fn take_encoded(&self, node: &NodeName, encoded: Bytes) -> Result<(), Error> {
+    pub async fn take_encoded(&self, node: &CertifiedNode, encoded: Bytes) -> Result<(), Error> {
         let segment =
             Segment::decode(encoded).map_err(|error| Error::invalid("/segment", error.to_string()))?;
-        if segment.header().node != *node {
+        if segment.header().node != node.name {
             return Err(Error::invalid("/segment", "is another node's"));
+        }
+        if !segment.header().tenants.iter().all(|block| node.serves(&block.tenant)) {
+            return Err(Error::invalid("/segment", "has rows of a tenant that the node does not serve"));
         }
         self.take(&segment).await
     }
@@ -267,6 +273,7 @@ impl Audit {
         };
         let owner = Owner::from(tenant);
         let mut found = Vec::new();
+        let mut opened = 0;
         loop {
             let from = segment.checked_sub(1).map(|before: u64| format!("{before:016x}"));
             let index: Vec<Entry<(u64, _)>> =
@@ -279,6 +286,11 @@ impl Audit {
                 if at != segment {
                     (segment, skip) = (at, 0);
                 }
+                if opened == MAX_OPENED {
+                    // An empty page with a token that has moved: there may be more.
+                    return Ok((found, format!("{segment}.{skip}")));
+                }
+                opened += 1;
                 let rows = self.rows_of(tenant, entry.name()).await?;
                 for (node, row) in rows.into_iter().skip(skip) {
                     if found.len() == size {

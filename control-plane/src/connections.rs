@@ -162,9 +162,5 @@ fn collect(
 }
 
 fn check_enabled(backend: &BackendView) -> Result<(), Error> {
-    if backend.enabled {
-        return Ok(());
-    }
-    Err(Error::new(Reason::BackendUnreachable, format!("backend `{}` is disabled", backend.name))
-        .next("enable the backend"))
+    if backend.enabled { Ok(()) } else { Err(Error::backend_disabled(&backend.name)) }
 }

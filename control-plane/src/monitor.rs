@@ -111,9 +111,11 @@ impl Monitor {
             match self.enabled().await {
                 Ok(wanted) => {
                     running.retain(|key, (view, probe)| {
-                        let keep = wanted.get(key).is_some_and(|wanted| wanted.target == view.target);
+                        let keep = !probe.is_finished() && wanted.get(key) == Some(view);
                         if !keep {
                             probe.abort();
+                        }
+                        if !wanted.contains_key(key) {
                             self.health.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
                         }
                         keep

@@ -151,7 +151,9 @@ impl Publishing {
                         reconfigured.push(tenant.clone());
                     }
                     // What a removed node held is taken out of use.
-                    (_, Space::Node) if change.kind == ChangeKind::Deleted => self.credentials.replace_for_nodes(),
+                    (_, Space::Node) if change.kind == ChangeKind::Deleted => {
+                        self.credentials.replace_for_nodes()
+                    }
                     (_, Space::Tenant | Space::Node) => {}
                     _ => continue,
                 }

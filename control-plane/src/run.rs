@@ -53,7 +53,12 @@ pub async fn init(
         Some(path) => Some(new_file(path).with_context(|| format!("cannot make {}", path.display()))?),
         None => None,
     };
-    let token = bootstrap::initialise(store, &root, &scaivault_telemetry::SystemClock).await?;
+    let made = bootstrap::initialise(store, &root, &scaivault_telemetry::SystemClock).await;
+    if let (Err(_), Some(path)) = (&made, &token_file) {
+        // An empty file would be in the way of the next try.
+        let _ = std::fs::remove_file(path);
+    }
+    let token = made?;
     match &mut file {
         None => Ok(Some(token)),
         Some(file) => {

@@ -6,13 +6,11 @@ use scaivault_backends::RemoteSecret;
 use scaivault_domain::access::{Caller, authorize_delete, authorize_read, authorize_write};
 use scaivault_domain::audit::Action;
 use scaivault_domain::path::SecretPath;
-use scaivault_domain::secret::Kind;
-use scaivault_domain::time::Timestamp;
 use scaivault_domain::view::Route;
 use scaivault_domain::{Error, Reason};
 use scaivault_edge::RequestContext;
-use scaivault_edge::auth;
-use scaivault_edge::error::grpc::{error, status};
+use scaivault_edge::error::grpc::status;
+use scaivault_edge::{auth, wire};
 use scaivault_proto::secrets::v1::secrets_service_client::SecretsServiceClient;
 use scaivault_proto::secrets::v1::secrets_service_server::SecretsService;
 use scaivault_proto::secrets::v1::{self as pb, batch_get_result::Outcome};
@@ -21,11 +19,8 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::forward::{forwarded, unreachable};
-use crate::known::Known;
+use crate::known::{Known, View};
 use crate::service::read::Reader;
-
-/// Most paths of one batch.
-const MAX_BATCH: usize = 100;
 
 /// The service on the wire.
 #[derive(Clone, Debug)]
@@ -43,10 +38,14 @@ impl SecretsApi {
         SecretsApi { known, reader, upstream, metrics }
     }
 
-    async fn enter<T>(&self, request: &Request<T>) -> Result<(Arc<Caller>, RequestContext), Status> {
+    async fn enter<T>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<(Arc<Caller>, Arc<View>, RequestContext), Status> {
         let context = RequestContext::of(request);
         match auth::caller(&*self.known, request.metadata()).await {
-            Ok(caller) => Ok((caller, context)),
+            // Before anything is written down: rows of a tenant that the node does not serve are not its to write.
+            Ok(caller) => self.known.view(&caller.tenant).map(|view| (caller, view, context)).map_err(status),
             Err(error) => {
                 if error.reason == Reason::Unauthenticated {
                     self.metrics.unauthenticated();
@@ -56,37 +55,30 @@ impl SecretsApi {
         }
     }
 
-    /// Refuses a change of a path that a backend owns; answers whether the rest may go on.
+    /// Refuses a change of a path that a backend owns.
     async fn refuse_federated(
         &self,
-        caller: &Arc<Caller>,
+        view: &View,
+        caller: &Caller,
         context: &RequestContext,
         action: Action,
         path: &SecretPath,
     ) -> Result<(), Status> {
-        let refusal = match self.known.view(&caller.tenant).map(|view| view.mounts.route(path)) {
-            Ok(Route::Local) => return Ok(()),
-            Ok(Route::Remote { backend, .. }) => Error::new(
-                Reason::FederatedReadOnly,
-                format!("the path is federated by the backend `{}` in proxy mode", backend.name),
-            )
-            .next("write it in the backend; ScaiVault shows the new value at once"),
-            Err(error) => error,
-        };
+        let Route::Remote { backend, .. } = view.mounts.route(path) else { return Ok(()) };
         let row = self.reader.row(caller, context, action, path.as_str());
-        self.reader.close(row, context, Err(refusal)).await.map_err(status)
+        let refusal = Err(Error::federated_read_only(&backend.name));
+        self.reader.close(row, context, refusal).await.map_err(status)
     }
 }
 
 #[async_trait]
 impl SecretsService for SecretsApi {
     async fn get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetResponse>, Status> {
-        let (caller, context) = self.enter(&request).await?;
+        let (caller, view, context) = self.enter(&request).await?;
         let path = SecretPath::parse(&request.get_ref().path).map_err(status)?;
         let allowed = authorize_read(&caller, path);
         let row = self.reader.row(&caller, &context, Action::SecretRead, &request.get_ref().path);
         let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
-        let view = self.known.view(&caller.tenant).map_err(status)?;
         match view.mounts.route(allowed.path()) {
             Route::Local => self.upstream.clone().get(forwarded(request)).await.map_err(unreachable),
             Route::Remote { backend, name } => {
@@ -105,9 +97,7 @@ impl SecretsService for SecretsApi {
     ) -> Result<Response<pb::BatchGetResponse>, Status> {
         // One call of `get` each, so that every path is authorised and audited on its own.
         let (metadata, extensions, message) = request.into_parts();
-        if !(1..=MAX_BATCH).contains(&message.paths.len()) {
-            return Err(status(Error::invalid("/paths", "has 1 to 100 paths")));
-        }
+        wire::check_batch(&message.paths).map_err(status)?;
         let reads = message.paths.into_iter().map(|path| {
             let ask = pb::GetRequest { path: path.clone(), version: 0 };
             let request = Request::from_parts(metadata.clone(), extensions.clone(), ask);
@@ -115,7 +105,7 @@ impl SecretsService for SecretsApi {
                 let outcome = match self.get(request).await {
                     Ok(answer) => answer.into_inner().secret.map(Outcome::Secret),
                     Err(refusal) if refusal.code() == tonic::Code::Unauthenticated => return Err(refusal),
-                    Err(refusal) => Some(Outcome::Error(refused(&refusal))),
+                    Err(refusal) => Some(Outcome::Error(wire::refused(&refusal))),
                 };
                 Ok(pb::BatchGetResult { path, outcome })
             }
@@ -130,12 +120,12 @@ impl SecretsService for SecretsApi {
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
-        let (caller, context) = self.enter(&request).await?;
+        let (caller, view, context) = self.enter(&request).await?;
         let path = SecretPath::parse(&request.get_ref().path).map_err(status)?;
         let row = self.reader.row(&caller, &context, Action::SecretWrite, path.as_str());
         let allowed = authorize_write(&caller, path);
         let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
-        self.refuse_federated(&caller, &context, Action::SecretWrite, allowed.path()).await?;
+        self.refuse_federated(&view, &caller, &context, Action::SecretWrite, allowed.path()).await?;
         self.upstream.clone().put(forwarded(request)).await.map_err(unreachable)
     }
 
@@ -143,12 +133,12 @@ impl SecretsService for SecretsApi {
         &self,
         request: Request<pb::DeleteRequest>,
     ) -> Result<Response<pb::DeleteResponse>, Status> {
-        let (caller, context) = self.enter(&request).await?;
+        let (caller, view, context) = self.enter(&request).await?;
         let path = SecretPath::parse(&request.get_ref().path).map_err(status)?;
         let row = self.reader.row(&caller, &context, Action::SecretDelete, path.as_str());
         let allowed = authorize_delete(&caller, path);
         let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
-        self.refuse_federated(&caller, &context, Action::SecretDelete, allowed.path()).await?;
+        self.refuse_federated(&view, &caller, &context, Action::SecretDelete, allowed.path()).await?;
         self.upstream.clone().delete(forwarded(request)).await.map_err(unreachable)
     }
 
@@ -165,12 +155,7 @@ fn secret(path: String, found: &RemoteSecret) -> pb::Secret {
     pb::Secret {
         path,
         version: 0,
-        secret_type: match found.kind {
-            Kind::Json => pb::SecretType::Json,
-            Kind::Text => pb::SecretType::Text,
-            Kind::Binary => pb::SecretType::Binary,
-        }
-        .into(),
+        secret_type: wire::kind(found.kind).into(),
         value: found.value.expose().to_vec().into(),
         content_type: found.content_type.to_string(),
         metadata: found.metadata.clone().into_iter().collect(),
@@ -178,23 +163,6 @@ fn secret(path: String, found: &RemoteSecret) -> pb::Secret {
         source: pb::SecretSource::Proxy.into(),
         remote_version: found.remote_version.clone(),
         age: Some(prost_types::Duration::default()),
-        create_time: found.created.map(wire_time),
-    }
-}
-
-fn wire_time(time: Timestamp) -> prost_types::Timestamp {
-    let millis = time.as_millis();
-    prost_types::Timestamp {
-        seconds: millis.div_euclid(1000),
-        nanos: i32::try_from(millis.rem_euclid(1000) * 1_000_000).expect("less than a second"),
-    }
-}
-
-fn refused(refusal: &Status) -> pb::BatchGetError {
-    let error = error(refusal);
-    pb::BatchGetError {
-        code: refusal.code().into(),
-        reason: error.reason.code().into(),
-        message: error.message.into_owned(),
+        create_time: found.created.map(wire::time),
     }
 }

@@ -121,9 +121,10 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
             Link::Starting | Link::Up | Link::Down if known.serves() => {
                 Readiness { ready: true, reasons: vec!["stale: no stream to the control plane".into()] }
             }
-            Link::Starting | Link::Up | Link::Down => {
-                Readiness { ready: false, reasons: vec!["no configuration from the control plane yet".into()] }
-            }
+            Link::Starting | Link::Up | Link::Down => Readiness {
+                ready: false,
+                reasons: vec!["no configuration from the control plane yet".into()],
+            },
         }
     };
     let router = Front::new(readiness)

@@ -223,12 +223,14 @@ impl Known {
         let confirmed = *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
         match *self.link.borrow() {
             // A stream that says nothing confirms nothing.
-            Link::Starting | Link::Up | Link::Down if confirmed.elapsed() > self.max_offline => Err(Error::new(
-                Reason::OfflineTooLong,
-                "the node has been without its control plane for too long",
-            )
-            .next("restore the connection of the node to the control plane")
-            .retry_after(Duration::from_secs(5))),
+            Link::Starting | Link::Up | Link::Down if confirmed.elapsed() > self.max_offline => {
+                Err(Error::new(
+                    Reason::OfflineTooLong,
+                    "the node has been without its control plane for too long",
+                )
+                .next("restore the connection of the node to the control plane")
+                .retry_after(Duration::from_secs(5)))
+            }
             _ => Ok(()),
         }
     }
@@ -338,7 +340,8 @@ impl Known {
     fn drop_leases(&self, tenant: &TenantId, mounts: &MountTable) {
         let mut leases = self.leases.write().unwrap_or_else(PoisonError::into_inner);
         let used = |key: &LeaseKey| {
-            key.tenant != *tenant || mounts.backends().iter().any(|backend| backend.id == key.backend && backend.enabled)
+            key.tenant != *tenant
+                || mounts.backends().iter().any(|backend| backend.id == key.backend && backend.enabled)
         };
         for (key, _) in leases.extract_if(|key, _| !used(key)) {
             // A full channel costs a demand that stays open, nothing more.

@@ -11,12 +11,13 @@ use scaivault_domain::tenant::{NodeName, PolicyName, TenantId};
 use scaivault_domain::{Error, Reason};
 use scaivault_edge::RequestContext;
 use scaivault_edge::error::grpc::status;
+use scaivault_edge::wire;
 use scaivault_proto::admin::v1 as pb;
 use scaivault_proto::admin::v1::admin_service_server::AdminService;
 use secrecy::ExposeSecret as _;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Door, changed, convert, uninterrupted};
+use super::{Door, changed, uninterrupted};
 use crate::audit::{Audit, Found, Query};
 use crate::model::{NodeRecord, TenantRecord, TokenRecord};
 use crate::service::PageRequest;
@@ -67,7 +68,10 @@ impl AdminApi {
         }
         let (allowed, context) = match action {
             Some(action) => self.0.door.administer(request, Scope::Admin, action, accessor).await?,
-            None => (self.0.door.look(request, Scope::Admin).await?, RequestContext::of(request)),
+            None => (
+                self.0.door.look(request, Scope::Admin, Action::AdminRead).await?,
+                RequestContext::of(request),
+            ),
         };
         Ok((TokenTarget::Other(allowed, accessor.to_owned()), context))
     }
@@ -98,7 +102,7 @@ impl AdminService for AdminApi {
         &self,
         request: Request<pb::ListTenantsRequest>,
     ) -> Result<Response<pb::ListTenantsResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::Operator).await?;
+        let allowed = self.0.door.look(&request, Scope::Operator, Action::AdminRead).await?;
         let message = request.into_inner();
         let page = PageRequest::parse(message.page_size, &message.page_token).map_err(status)?;
         let page = self.0.tenants.list(&allowed, &page).await.map_err(status)?;
@@ -149,7 +153,7 @@ impl AdminService for AdminApi {
         &self,
         request: Request<pb::GetPolicyRequest>,
     ) -> Result<Response<pb::GetPolicyResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::Admin).await?;
+        let allowed = self.0.door.look(&request, Scope::Admin, Action::AdminRead).await?;
         let name = PolicyName::parse(&request.get_ref().name).map_err(status)?;
         let policy = self.0.policies.get(&allowed, &name).await.map_err(status)?;
         Ok(Response::new(pb::GetPolicyResponse { policy: Some(wire_policy(policy)) }))
@@ -159,7 +163,7 @@ impl AdminService for AdminApi {
         &self,
         request: Request<pb::ListPoliciesRequest>,
     ) -> Result<Response<pb::ListPoliciesResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::Admin).await?;
+        let allowed = self.0.door.look(&request, Scope::Admin, Action::AdminRead).await?;
         let message = request.into_inner();
         let page = PageRequest::parse(message.page_size, &message.page_token).map_err(status)?;
         let page = self.0.policies.list(&allowed, &page).await.map_err(status)?;
@@ -221,7 +225,7 @@ impl AdminService for AdminApi {
         &self,
         request: Request<pb::ListTokensRequest>,
     ) -> Result<Response<pb::ListTokensResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::Admin).await?;
+        let allowed = self.0.door.look(&request, Scope::Admin, Action::AdminRead).await?;
         let message = request.into_inner();
         let page = PageRequest::parse(message.page_size, &message.page_token).map_err(status)?;
         let page = self.0.tokens.list(&allowed, &page).await.map_err(status)?;
@@ -238,7 +242,9 @@ impl AdminService for AdminApi {
         let ttl = parse_ttl(request.into_inner().ttl).map_err(status)?;
         let parts = self.0.clone();
         uninterrupted(async move {
-            let done = parts.tokens.renew(&target, &context, ttl).await.map_err(status)?;
+            let outcome = parts.tokens.renew(&target, &context, ttl).await;
+            let done =
+                parts.door.admit(target.caller(), &context, Action::TokenWrite, &accessor, outcome).await?;
             Ok(changed(pb::RenewTokenResponse { token: Some(wire_token(done.value)) }, done.revision))
         })
         .await
@@ -252,7 +258,9 @@ impl AdminService for AdminApi {
         let (target, context) = self.token_target(&request, &accessor, Some(Action::TokenWrite)).await?;
         let parts = self.0.clone();
         uninterrupted(async move {
-            let done = parts.tokens.revoke(&target, &context).await.map_err(status)?;
+            let outcome = parts.tokens.revoke(&target, &context).await;
+            let done =
+                parts.door.admit(target.caller(), &context, Action::TokenWrite, &accessor, outcome).await?;
             Ok(changed(pb::RevokeTokenResponse { revoked: done.value }, done.revision))
         })
         .await
@@ -285,7 +293,7 @@ impl AdminService for AdminApi {
         &self,
         request: Request<pb::ListNodesRequest>,
     ) -> Result<Response<pb::ListNodesResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::Operator).await?;
+        let allowed = self.0.door.look(&request, Scope::Operator, Action::AdminRead).await?;
         let message = request.into_inner();
         let page = PageRequest::parse(message.page_size, &message.page_token).map_err(status)?;
         let page = self.0.nodes.list(&allowed, &page).await.map_err(status)?;
@@ -316,11 +324,11 @@ impl AdminService for AdminApi {
         &self,
         request: Request<pb::QueryAuditRequest>,
     ) -> Result<Response<pb::QueryAuditResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::AuditRead).await?;
+        let allowed = self.0.door.look(&request, Scope::AuditRead, Action::AuditRead).await?;
         let message = request.into_inner();
         let page = PageRequest::parse(message.page_size, &message.page_token).map_err(status)?;
         let moment = |pointer: &str, time: Option<prost_types::Timestamp>| {
-            time.map(|time| convert::parse_time(pointer, &time)).transpose().map_err(status)
+            time.map(|time| wire::parse_time(pointer, &time)).transpose().map_err(status)
         };
         let query = Query {
             start: moment("/start_time", message.start_time)?,
@@ -349,7 +357,7 @@ fn wire_tenant(record: TenantRecord) -> pb::Tenant {
     pb::Tenant {
         id: record.id.to_string(),
         display_name: record.display_name,
-        create_time: Some(convert::time(record.created)),
+        create_time: Some(wire::time(record.created)),
     }
 }
 
@@ -401,7 +409,7 @@ fn parse_token(message: pb::CreateTokenRequest) -> Result<NewToken, Error> {
 
 fn parse_ttl(ttl: Option<prost_types::Duration>) -> Result<Ttl, Error> {
     let Some(ttl) = ttl else { return Ok(Ttl::Default) };
-    let ttl = convert::parse_duration(Reason::InvalidRequest, "/ttl", &ttl)?;
+    let ttl = wire::parse_duration(Reason::InvalidRequest, "/ttl", &ttl)?;
     if ttl > Duration::from_secs(10 * 365 * 24 * 3600) {
         return Err(Error::invalid("/ttl", "is at most ten years"));
     }
@@ -414,8 +422,8 @@ fn wire_token(record: TokenRecord) -> pb::Token {
         subject: record.subject,
         scopes: record.scopes.iter().map(|scope| scope.as_str().into()).collect(),
         policies: record.policies,
-        create_time: Some(convert::time(record.created)),
-        expire_time: record.expires.map(convert::time),
+        create_time: Some(wire::time(record.created)),
+        expire_time: record.expires.map(wire::time),
         parent: record.parent.map(|parent| parent.accessor).unwrap_or_default(),
         tenant: record.tenant.to_string(),
     }
@@ -444,8 +452,8 @@ fn wire_node(record: NodeRecord, board: &NodeBoard) -> pb::Node {
     pb::Node {
         name: record.name.to_string(),
         tenants,
-        create_time: Some(convert::time(record.created)),
-        certificate_expire_time: record.certificate_expires.map(convert::time),
+        create_time: Some(wire::time(record.created)),
+        certificate_expire_time: record.certificate_expires.map(wire::time),
         connected: known.as_ref().is_some_and(|node| node.connected),
         build: known.map(|node| node.build).unwrap_or_default(),
     }
@@ -454,7 +462,7 @@ fn wire_node(record: NodeRecord, board: &NodeBoard) -> pb::Node {
 fn wire_row(found: Found) -> pb::AuditRow {
     let row = found.row;
     pb::AuditRow {
-        time: Some(convert::time(row.time)),
+        time: Some(wire::time(row.time)),
         principal: row.principal,
         accessor: row.accessor,
         action: row.action.as_str().into(),
@@ -465,7 +473,7 @@ fn wire_row(found: Found) -> pb::AuditRow {
         remote_version: row.remote_version.unwrap_or_default(),
         source: row.source.unwrap_or_default(),
         outcome: row.outcome,
-        latency: Some(convert::duration(Duration::from_micros(row.latency_us))),
+        latency: Some(wire::duration(Duration::from_micros(row.latency_us))),
         request_id: row.request_id,
         trace_id: row.trace_id,
         node: found.node.to_string(),

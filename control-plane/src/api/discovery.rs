@@ -9,7 +9,7 @@ use scaivault_edge::error::grpc::status;
 use scaivault_proto::discovery::v1 as pb;
 use scaivault_proto::discovery::v1::discovery_service_server::DiscoveryService;
 use scaivault_proto::discovery::v1::enrolment_service_server::EnrolmentService;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -56,6 +56,20 @@ impl DiscoveryService for DiscoveryApi {
         request: Request<Streaming<pb::DeltaRequest>>,
     ) -> Result<Response<Self::DeltaStream>, Status> {
         let node = joined(&request)?;
+        // Removed, or invited anew: the stream of the old enrolment ends.
+        let stop = self.stop.child_token();
+        tokio::spawn({
+            let (nodes, node, stop, mut wake) =
+                (self.nodes.clone(), node.clone(), stop.clone(), self.source.wake());
+            stop.clone().run_until_cancelled_owned(async move {
+                while wake.changed().await.is_ok() {
+                    if nodes.check(&node).await.is_err_and(|error| error.reason == Reason::Unauthenticated) {
+                        stop.cancel();
+                    }
+                }
+            })
+        });
+        let ended = stop.clone().drop_guard();
         let identity = NodeIdentity {
             name: node.name,
             tenants: if node.tenants.is_empty() {
@@ -64,14 +78,14 @@ impl DiscoveryService for DiscoveryApi {
                 Tenants::Only(node.tenants.into_iter().collect())
             },
         };
-        let stream = delta_stream(
-            self.source.clone(),
-            self.board.clone(),
-            identity,
-            request.into_inner(),
-            self.stop.clone(),
-        );
-        Ok(Response::new(Box::pin(stream)))
+        let stream =
+            delta_stream(self.source.clone(), self.board.clone(), identity, request.into_inner(), stop);
+        // With the stream its watch ends.
+        let watched = stream.map(move |response| {
+            let _alive = &ended;
+            response
+        });
+        Ok(Response::new(Box::pin(watched)))
     }
 
     async fn ship_segment(
@@ -79,7 +93,7 @@ impl DiscoveryService for DiscoveryApi {
         request: Request<pb::ShipSegmentRequest>,
     ) -> Result<Response<pb::ShipSegmentResponse>, Status> {
         let node = joined(&request)?;
-        self.audit.take_encoded(&node.name, request.into_inner().segment).await.map_err(status)?;
+        self.audit.take_encoded(&node, request.into_inner().segment).await.map_err(status)?;
         Ok(Response::new(pb::ShipSegmentResponse {}))
     }
 

@@ -20,12 +20,13 @@ use scaivault_domain::tenant::{BackendName, TenantId};
 use scaivault_domain::time::{Clock, Timestamp};
 use scaivault_domain::{Error, Reason};
 use scaivault_edge::error::grpc::status;
+use scaivault_edge::wire;
 use scaivault_proto::federation::v1::backend::Config;
 use scaivault_proto::federation::v1::federation_service_server::FederationService;
 use scaivault_proto::federation::v1::{self as pb};
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Door, changed, convert, uninterrupted};
+use super::{Door, changed, uninterrupted};
 use crate::credentials::{Credentials, Holder};
 use crate::model::BackendRecord;
 use crate::monitor::Monitor;
@@ -100,7 +101,7 @@ impl FederationService for FederationApi {
         &self,
         request: Request<pb::GetBackendRequest>,
     ) -> Result<Response<pb::GetBackendResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::FederationRead).await?;
+        let allowed = self.0.door.look(&request, Scope::FederationRead, Action::BackendRead).await?;
         let id = BackendId::parse(&request.get_ref().id).map_err(status)?;
         let configuration =
             self.0.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?;
@@ -112,7 +113,7 @@ impl FederationService for FederationApi {
         &self,
         request: Request<pb::ListBackendsRequest>,
     ) -> Result<Response<pb::ListBackendsResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::FederationRead).await?;
+        let allowed = self.0.door.look(&request, Scope::FederationRead, Action::BackendRead).await?;
         let message = request.into_inner();
         let page = PageRequest::parse(message.page_size, &message.page_token).map_err(status)?;
         let configuration =
@@ -190,7 +191,7 @@ impl FederationService for FederationApi {
         &self,
         request: Request<pb::GetBackendStatusRequest>,
     ) -> Result<Response<pb::GetBackendStatusResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::FederationRead).await?;
+        let allowed = self.0.door.look(&request, Scope::FederationRead, Action::BackendRead).await?;
         let id = BackendId::parse(&request.get_ref().id).map_err(status)?;
         self.0.status(allowed.tenant(), id).await.map(Response::new).map_err(status)
     }
@@ -199,7 +200,7 @@ impl FederationService for FederationApi {
         &self,
         request: Request<pb::SyncBackendRequest>,
     ) -> Result<Response<pb::SyncBackendResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::FederationWrite).await?;
+        let allowed = self.0.door.look(&request, Scope::FederationWrite, Action::BackendWrite).await?;
         let id = BackendId::parse(&request.get_ref().id).map_err(status)?;
         let configuration =
             self.0.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?;
@@ -219,7 +220,7 @@ impl FederationService for FederationApi {
         &self,
         request: Request<pb::ListEventsRequest>,
     ) -> Result<Response<pb::ListEventsResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::FederationRead).await?;
+        let allowed = self.0.door.look(&request, Scope::FederationRead, Action::BackendRead).await?;
         let message = request.into_inner();
         let page = PageRequest::parse(message.page_size, &message.page_token).map_err(status)?;
         let owner = Owner::from(allowed.tenant());
@@ -289,7 +290,7 @@ impl Parts {
                     .as_ref()
                     .and_then(|health| health.latency)
                     .map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX)),
-                probe_time: health.as_ref().map(|health| convert::time(health.probed)),
+                probe_time: health.as_ref().map(|health| wire::time(health.probed)),
                 breaker: match health.as_ref().map_or(BreakerState::Closed, |health| health.breaker) {
                     BreakerState::Closed => "closed",
                     BreakerState::Open { .. } => "open",
@@ -303,7 +304,7 @@ impl Parts {
             login_expire_time: self
                 .credentials
                 .ends_in(&key)
-                .map(|left| convert::time(self.clock.now().after(left))),
+                .map(|left| wire::time(self.clock.now().after(left))),
         })
     }
 }
@@ -380,7 +381,7 @@ fn parse_timeout(timeout: Option<prost_types::Duration>) -> Result<Duration, Err
     match timeout {
         None => Ok(DEFAULT_TIMEOUT),
         Some(timeout) => {
-            check_timeout(convert::parse_duration(Reason::InvalidConfig, "/config/timeout", &timeout)?)
+            check_timeout(wire::parse_duration(Reason::InvalidConfig, "/config/timeout", &timeout)?)
         }
     }
 }
@@ -486,11 +487,11 @@ fn backend(record: &BackendRecord, version: RowVersion) -> pb::Backend {
         }
         .into(),
         enabled: Some(spec.enabled),
-        timeout: Some(convert::duration(spec.timeout)),
+        timeout: Some(wire::duration(spec.timeout)),
         etag: version.to_string(),
         generation: record.generation,
-        create_time: Some(convert::time(record.created)),
-        update_time: Some(convert::time(record.updated)),
+        create_time: Some(wire::time(record.created)),
+        update_time: Some(wire::time(record.updated)),
     }
 }
 
@@ -509,7 +510,7 @@ fn wire_event(event: &Event) -> pb::Event {
         r#type: event.kind.type_name().into(),
         source: format!("/v1/federation/backends/{}", event.backend),
         subject: event.backend_name.to_string(),
-        time: Some(convert::time(event.time)),
+        time: Some(wire::time(event.time)),
         data: data.to_string(),
     }
 }

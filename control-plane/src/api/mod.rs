@@ -1,7 +1,6 @@
 //! From the wire to the services and back. Input is parsed here, permission is asked for here, and nothing is decided.
 
 pub mod admin;
-mod convert;
 mod discovery;
 pub mod federation;
 mod secrets;
@@ -15,6 +14,7 @@ use scaivault_domain::{Error, Reason};
 use scaivault_edge::auth;
 use scaivault_edge::error::grpc::status;
 use scaivault_edge::{PeerCertificates, RequestContext};
+use scaivault_telemetry::Metrics;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
@@ -31,24 +31,33 @@ use crate::store::Revision;
 /// The metadata that tells a node which revision to wait for before it answers a change.
 pub const REVISION: &str = "x-scaivault-revision";
 
+/// Most characters of a name in an audit row.
+const MAX_NAME: usize = 512;
+
 /// Who is at the door. Every call begins here.
 #[derive(Clone, Debug)]
 pub struct Door {
     tokens: Arc<Tokens>,
     tenants: Arc<Tenants>,
     audit: Arc<Audit>,
+    metrics: Metrics,
 }
 
 impl Door {
-    /// Knows tokens and tenants, and writes down whom it turns away.
-    pub fn new(tokens: Arc<Tokens>, tenants: Arc<Tenants>, audit: Arc<Audit>) -> Self {
-        Door { tokens, tenants, audit }
+    /// Knows tokens and tenants, and writes down whom it turns away; strangers are only counted.
+    pub fn new(tokens: Arc<Tokens>, tenants: Arc<Tenants>, audit: Arc<Audit>, metrics: Metrics) -> Self {
+        Door { tokens, tenants, audit, metrics }
     }
 
     async fn enter<T>(&self, request: &Request<T>) -> Result<(Arc<Caller>, RequestContext), Status> {
         let context = RequestContext::of(request);
         let node = certified(request).map_err(status)?;
-        let caller = self.caller(request.metadata(), node.as_ref()).await.map_err(status)?;
+        let caller = self.caller(request.metadata(), node.as_ref()).await.map_err(|error| {
+            if error.reason == Reason::Unauthenticated {
+                self.metrics.unauthenticated();
+            }
+            status(error)
+        })?;
         Ok((caller, context))
     }
 
@@ -82,6 +91,8 @@ impl Door {
         path: &str,
         outcome: Result<T, Error>,
     ) -> Result<T, Status> {
+        // What a caller sends as a name may be of any length; a row is not.
+        let path: String = path.chars().take(MAX_NAME).collect();
         let row = AuditRow::new(caller, context, action, path, self.audit.now());
         self.audit.close_refusal(row, context, outcome).await.map_err(status)
     }
@@ -99,14 +110,15 @@ impl Door {
         Ok((allowed, context))
     }
 
-    /// Authorises a call that only looks.
+    /// Authorises a call that only looks. What is seen has no row; what is refused has one.
     async fn look<T>(
         &self,
         request: &Request<T>,
         scope: Scope,
+        action: Action,
     ) -> Result<Authorized<Administer, Scope>, Status> {
-        let (caller, _) = self.enter(request).await?;
-        authorize_admin(&caller, scope).map_err(status)
+        let (allowed, _) = self.administer(request, scope, action, "").await?;
+        Ok(allowed)
     }
 
     /// Writes down a change that was refused after it was authorised.

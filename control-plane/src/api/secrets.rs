@@ -2,22 +2,19 @@
 
 use std::sync::Arc;
 
-use scaivault_domain::Error;
 use scaivault_domain::access::{authorize_delete, authorize_list, authorize_read, authorize_write};
 use scaivault_domain::audit::Action;
 use scaivault_domain::path::{Folder, SecretPath};
 use scaivault_domain::secret::{SecretValue, Version};
-use scaivault_edge::error::grpc::{error, status};
+use scaivault_edge::error::grpc::status;
+use scaivault_edge::wire;
 use scaivault_proto::secrets::v1::secrets_service_server::SecretsService;
 use scaivault_proto::secrets::v1::{self as pb, batch_get_result::Outcome};
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Door, convert, uninterrupted};
+use super::{Door, uninterrupted};
 use crate::service::PageRequest;
 use crate::service::secrets::{Expected, Found, NewVersion, Secrets};
-
-/// Most paths of one batch.
-const MAX_BATCH: usize = 100;
 
 /// The service on the wire.
 #[derive(Clone, Debug)]
@@ -52,7 +49,7 @@ impl SecretsService for SecretsApi {
     ) -> Result<Response<pb::BatchGetResponse>, Status> {
         // One call of `get` each, so that every path is authorised and audited on its own.
         let (metadata, extensions, message) = request.into_parts();
-        check_batch(&message.paths).map_err(status)?;
+        wire::check_batch(&message.paths).map_err(status)?;
         let mut results = Vec::with_capacity(message.paths.len());
         for path in message.paths {
             let ask = pb::GetRequest { path: path.clone(), version: 0 };
@@ -60,7 +57,7 @@ impl SecretsService for SecretsApi {
             {
                 Ok(answer) => answer.into_inner().secret.map(Outcome::Secret),
                 Err(refusal) if refusal.code() == tonic::Code::Unauthenticated => return Err(refusal),
-                Err(refusal) => Some(Outcome::Error(refused(&refusal))),
+                Err(refusal) => Some(Outcome::Error(wire::refused(&refusal))),
             };
             results.push(pb::BatchGetResult { path, outcome });
         }
@@ -86,7 +83,7 @@ impl SecretsService for SecretsApi {
         let allowed = authorize_write(&caller, path);
         let allowed = self.door.admit(&caller, &context, Action::SecretWrite, &message.path, allowed).await?;
         let new = NewVersion {
-            kind: convert::parse_kind(message.secret_type).map_err(status)?,
+            kind: wire::parse_kind(message.secret_type).map_err(status)?,
             value: SecretValue::new(message.value.into()),
             content_type: message.content_type,
             metadata: message.metadata.into_iter().collect(),
@@ -95,7 +92,7 @@ impl SecretsService for SecretsApi {
         let secrets = self.secrets.clone();
         uninterrupted(async move {
             let (version, created) = secrets.put(&allowed, &context, new, expected).await.map_err(status)?;
-            Ok(Response::new(pb::PutResponse { version, create_time: Some(convert::time(created)) }))
+            Ok(Response::new(pb::PutResponse { version, create_time: Some(wire::time(created)) }))
         })
         .await
     }
@@ -135,8 +132,8 @@ impl SecretsService for SecretsApi {
             .map(|line| pb::SecretVersion {
                 version: line.version.unwrap_or_default(),
                 remote_version: line.remote_version,
-                state: convert::state(line.state).into(),
-                create_time: line.created.map(convert::time),
+                state: wire::state(line.state).into(),
+                create_time: line.created.map(wire::time),
             })
             .collect();
         Ok(Response::new(pb::ListVersionsResponse { versions }))
@@ -147,15 +144,15 @@ fn secret(path: String, found: Found) -> pb::Secret {
     pb::Secret {
         path,
         version: found.version.unwrap_or_default(),
-        secret_type: convert::kind(found.kind).into(),
+        secret_type: wire::kind(found.kind).into(),
         value: found.value.expose().to_vec().into(),
         content_type: found.content_type,
         metadata: found.metadata.into_iter().collect(),
         state: pb::SecretState::Active.into(),
-        source: convert::source(found.source).into(),
+        source: wire::source(found.source).into(),
         remote_version: found.remote_version,
         age: Some(prost_types::Duration::default()),
-        create_time: found.created.map(convert::time),
+        create_time: found.created.map(wire::time),
     }
 }
 
@@ -164,21 +161,5 @@ fn expected(version: Option<Version>) -> Expected {
         None => Expected::Any,
         Some(0) => Expected::Absent,
         Some(version) => Expected::Version(version),
-    }
-}
-
-fn check_batch(paths: &[String]) -> Result<(), Error> {
-    if (1..=MAX_BATCH).contains(&paths.len()) {
-        return Ok(());
-    }
-    Err(Error::invalid("/paths", "has 1 to 100 paths"))
-}
-
-fn refused(refusal: &Status) -> pb::BatchGetError {
-    let error = error(refusal);
-    pb::BatchGetError {
-        code: refusal.code().into(),
-        reason: error.reason.code().into(),
-        message: error.message.into_owned(),
     }
 }

@@ -41,10 +41,7 @@ impl Credential {
         let fields: Fields = serde_json::from_slice(value.expose())
             .map_err(|_| unusable("the credential is no JSON object of strings"))?;
         let required = |name: &str, field: Option<SecretString>| match field {
-            Some(text) if is_token(text.expose_secret()) =>
-            {
-                Ok(text)
-            }
+            Some(text) if is_token(text.expose_secret()) => Ok(text),
             Some(_) => Err(unusable(format!(
                 "`{name}` of the credential is empty or has characters that no token has"
             ))),
@@ -150,7 +147,10 @@ pub(crate) async fn revoke(target: &VaultTarget, material: &Material) {
 
 fn issued(info: AuthInfo) -> Result<Issued, Error> {
     if !is_token(&info.client_token) {
-        return Err(Error::new(Reason::BackendInvalidAnswer, "the backend gave a token that no header can carry"));
+        return Err(Error::new(
+            Reason::BackendInvalidAnswer,
+            "the backend gave a token that no header can carry",
+        ));
     }
     // Batch tokens cannot be renewed or revoked.
     let service = info.token_type != "batch";

@@ -15,7 +15,7 @@ use scaivault_domain::{Error, Reason};
 use super::{ATTEMPTS, Configurations, Page, PageRequest, contended, settle};
 use crate::audit::Audit;
 use crate::connections::Connections;
-use crate::model::{SecretHead, SecretVersionHead, version_key};
+use crate::model::{SecretHead, SecretVersionHead, generation_key, version_key};
 use crate::store::{Depth, Entry, Key, Owner, Records, RowVersion, Space, StoreError, Tx};
 
 /// A secret as it was read.
@@ -161,14 +161,20 @@ impl Secrets {
         allowed: &Authorized<Read>,
         origin: &Origin,
     ) -> Result<Vec<VersionLine>, Error> {
-        let row = self.row(allowed.caller(), origin, Action::SecretVersions, allowed.path().as_str());
-        let outcome = self.read_versions(allowed).await;
+        let mut row = self.row(allowed.caller(), origin, Action::SecretVersions, allowed.path().as_str());
+        let outcome = self.read_versions(allowed, &mut row).await;
         self.audit.close(row, origin, outcome).await
     }
 
-    async fn read_versions(&self, allowed: &Authorized<Read>) -> Result<Vec<VersionLine>, Error> {
+    async fn read_versions(
+        &self,
+        allowed: &Authorized<Read>,
+        row: &mut AuditRow,
+    ) -> Result<Vec<VersionLine>, Error> {
         let (tenant, path) = (allowed.tenant(), allowed.path());
         if let Route::Remote { backend, name } = self.configurations.of(tenant).await?.route(path) {
+            row.backend = Some(backend.id.to_string());
+            row.remote_name = Some(name.as_str().into());
             let history = self.connections.history(tenant, &backend, &name).await?;
             return Ok(history
                 .into_iter()
@@ -228,7 +234,7 @@ impl Secrets {
             return Err(Error::invalid("/content_type", "has at most 256 bytes and no control characters"));
         }
         for _ in 0..ATTEMPTS {
-            self.check_local(tenant, path).await?;
+            let anchor = self.check_local(tenant, path).await?;
             let head = self.head(tenant, path).await?;
             check_expected(head.as_ref().map(|(head, _)| head), expected)?;
             let now = self.clock.now();
@@ -247,7 +253,9 @@ impl Secrets {
             row.source = Some(Source::Local.as_str().into());
             let head_key = secret_key(tenant, path);
             let version_key = version_key(tenant, path.as_str(), version);
+            // A mapping that comes meanwhile must see this secret, or this write that mapping.
             let tx = Tx::new()
+                .expect_as_found(generation_key(tenant), anchor)
                 .expect_as_found(head_key.clone(), head.map(|(_, version)| version))
                 .put(
                     head_key.clone(),
@@ -286,7 +294,7 @@ impl Secrets {
     ) -> Result<(), Error> {
         let (tenant, path) = (allowed.tenant(), allowed.path());
         for _ in 0..ATTEMPTS {
-            self.check_local(tenant, path).await?;
+            let anchor = self.check_local(tenant, path).await?;
             let (head, head_version) = self.head(tenant, path).await?.ok_or_else(absent)?;
             if head.state != State::Active {
                 return Err(absent());
@@ -303,6 +311,7 @@ impl Secrets {
             let head_key = secret_key(tenant, path);
             let gone = SecretHead { current: head.current, state: State::Deleted };
             let tx = Tx::new()
+                .expect_as_found(generation_key(tenant), anchor)
                 .expect(head_key.clone(), head_version)
                 .put(head_key.clone(), self.records.seal(&head_key, &gone))
                 .put(key.clone(), self.records.seal_secret(&key, &entry, value.as_ref()));
@@ -336,6 +345,10 @@ impl Secrets {
         page: &PageRequest,
     ) -> Result<Page<String>, Error> {
         let (tenant, folder) = (allowed.tenant(), allowed.folder());
+        if !allowed.may_see_below(folder.segments()) {
+            // Nobody has to be asked for what may not be seen.
+            return Ok(Page { items: Vec::new(), next: String::new() });
+        }
         let prefix = folder.prefix();
         let configuration = self.configurations.of(tenant).await?;
         let after = page.after.as_ref().map(|key| format!("{prefix}{key}"));
@@ -404,10 +417,12 @@ impl Secrets {
         Ok(head.state == State::Active && configuration.route(&path) == Route::Local)
     }
 
-    async fn check_local(&self, tenant: &TenantId, path: &SecretPath) -> Result<(), Error> {
-        match self.configurations.of(tenant).await?.route(path) {
-            Route::Local => Ok(()),
-            Route::Remote { backend, .. } => Err(read_only(&backend.name)),
+    /// Refuses a path that a backend owns; answers the anchor of the configuration that says so.
+    async fn check_local(&self, tenant: &TenantId, path: &SecretPath) -> Result<Option<RowVersion>, Error> {
+        let configuration = self.configurations.of(tenant).await?;
+        match configuration.route(path) {
+            Route::Local => Ok(configuration.anchor),
+            Route::Remote { backend, .. } => Err(Error::federated_read_only(&backend.name)),
         }
     }
 
@@ -484,14 +499,6 @@ pub(crate) fn not_active(state: State) -> Error {
 
 fn absent() -> Error {
     Error::new(Reason::NotFound, "no secret at this path")
-}
-
-fn read_only(backend: &scaivault_domain::tenant::BackendName) -> Error {
-    Error::new(
-        Reason::FederatedReadOnly,
-        format!("the path is federated by the backend `{backend}` in proxy mode"),
-    )
-    .next("write it in the backend; ScaiVault shows the new value at once")
 }
 
 fn check_expected(head: Option<&SecretHead>, expected: Expected) -> Result<(), Error> {

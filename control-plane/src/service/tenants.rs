@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use scaivault_domain::access::{Administer, Authorized, Scope};
 use scaivault_domain::audit::{Action, AuditRow, Origin};
+use scaivault_domain::secret::State;
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::Clock;
 use scaivault_domain::{Error, Reason};
 
 use super::{Committed, Page, PageRequest, contended, settle};
 use crate::audit::Audit;
-use crate::model::TenantRecord;
+use crate::model::{AccessorRecord, SecretHead, TenantRecord, TokenRecord};
 use crate::store::{Depth, Key, Owner, Records, Space, StoreError, Tx};
 
 /// The service of tenants.
@@ -96,7 +97,8 @@ impl Tenants {
         Ok(self.records.store().get(&tenant_key(id)).await?.is_some())
     }
 
-    /// Deletes a tenant that has nothing.
+    /// Deletes a tenant that has nothing in use, and erases what is left of it: deleted secrets, expired tokens, events.
+    /// Its audit trail stays.
     ///
     /// # Errors
     /// `in_use` while it has secrets, backends, policies or tokens.
@@ -110,22 +112,62 @@ impl Tenants {
         let (_, version) = self.records.get::<TenantRecord>(&key).await?.ok_or_else(|| {
             Error::new(Reason::NotFound, "no tenant has this id").next("list the tenants to see their ids")
         })?;
-        let owner = Owner::from(id);
-        for (space, what) in [
-            (Space::Secret, "secrets"),
-            (Space::Backend, "backends"),
-            (Space::Policy, "policies"),
-            (Space::Token, "tokens"),
-        ] {
-            if !self.records.store().scan(&owner, space, "", Depth::All, None, 1).await?.is_empty() {
-                return Err(Error::new(Reason::InUse, format!("the tenant still has {what}"))
-                    .next("delete them first"));
-            }
+        if let Some(what) = self.used_by(id).await? {
+            return Err(
+                Error::new(Reason::InUse, format!("the tenant still has {what}")).next("delete them first")
+            );
         }
-        let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, id.as_str(), self.clock.now());
+        for space in [
+            Space::Secret,
+            Space::SecretVersion,
+            Space::Token,
+            Space::Generation,
+            Space::Event,
+            Space::Setting,
+        ] {
+            self.erase(id, space).await?;
+        }
+        let mut row =
+            AuditRow::new(allowed.caller(), origin, Action::TenantWrite, id.as_str(), self.clock.now());
+        // The row must outlive the tenant that it is about.
+        row.tenant = TenantId::parse(crate::DEFAULT_TENANT)?;
         let tx = Tx::new().expect(key.clone(), version).delete(key);
         let revision =
             settle(self.records.store().commit(self.audit.stage(tx, &row)).await)?.ok_or_else(contended)?;
         Ok(Committed { value: (), revision })
+    }
+
+    async fn used_by(&self, id: &TenantId) -> Result<Option<&'static str>, Error> {
+        let owner = Owner::from(id);
+        for (space, what) in [(Space::Backend, "backends"), (Space::Policy, "policies")] {
+            if !self.records.store().scan(&owner, space, "", Depth::All, None, 1).await?.is_empty() {
+                return Ok(Some(what));
+            }
+        }
+        let secrets = self.records.scan_all::<SecretHead>(&owner, Space::Secret, "").await?;
+        if secrets.iter().any(|(_, head, _)| head.state == State::Active) {
+            return Ok(Some("secrets"));
+        }
+        let now = self.clock.now();
+        for (_, by, _) in self.records.scan_all::<AccessorRecord>(&owner, Space::Token, "").await? {
+            let token = self.records.get::<TokenRecord>(&Key::installation(Space::Token, by.hash)).await?;
+            if token.is_some_and(|(token, _)| token.expires.is_none_or(|end| end > now)) {
+                return Ok(Some("tokens"));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn erase(&self, id: &TenantId, space: Space) -> Result<(), Error> {
+        const AT_ONCE: usize = 256;
+        loop {
+            let rows =
+                self.records.store().scan(&Owner::from(id), space, "", Depth::All, None, AT_ONCE).await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let tx = rows.iter().fold(Tx::new(), |tx, row| tx.delete(Key::new(id, space, row.name())));
+            settle(self.records.store().commit(tx).await)?;
+        }
     }
 }

@@ -135,7 +135,7 @@ impl Tokens {
         // Policies belong to a tenant: in another one the same name is another policy.
         let at_home = parent.tenant == caller.tenant;
         for policy in policies {
-            if !is_root && !(at_home && parent.policies.contains(policy)) {
+            if !(is_root || at_home && parent.policies.contains(policy)) {
                 let detail = "a token without the policy `root` can only hand on policies of its own";
                 return Err(Error::field(Reason::PermissionDenied, "/policies", detail));
             }
@@ -257,12 +257,14 @@ impl Tokens {
     /// `not_found` for a token that is not there.
     pub async fn revoke(&self, target: &TokenTarget, origin: &Origin) -> Result<Committed<u32>, Error> {
         let (hash, record, _) = self.resolve(target).await?;
-        let row = AuditRow::new(target.caller(), origin, Action::TokenWrite, &record.accessor, self.clock.now());
+        let row =
+            AuditRow::new(target.caller(), origin, Action::TokenWrite, &record.accessor, self.clock.now());
         let mut revision = None;
         let mut revoked = 0;
         let mut doomed = vec![(hash, record)];
         while let Some((hash, record)) = doomed.pop() {
-            let mut tx = Tx::new().delete(token_key(hash)).delete(accessor_key(&record.tenant, &record.accessor));
+            let mut tx =
+                Tx::new().delete(token_key(hash)).delete(accessor_key(&record.tenant, &record.accessor));
             if let Some(parent) = &record.parent {
                 tx = tx.delete(child_key(&parent.accessor, &hash.to_text()));
             }
@@ -272,7 +274,9 @@ impl Tokens {
             revision = Some(settle(self.records.store().commit(tx).await)?.ok_or_else(contended)?);
             revoked += 1;
             let prefix = format!("children/{}/", record.accessor);
-            for (_, by, _) in self.records.scan_all::<AccessorRecord>(&Owner::Installation, Space::Token, &prefix).await? {
+            for (_, by, _) in
+                self.records.scan_all::<AccessorRecord>(&Owner::Installation, Space::Token, &prefix).await?
+            {
                 let child = TokenHash::from_text(&by.hash).ok_or_else(Error::internal)?;
                 if let Some((record, _)) = self.records.get::<TokenRecord>(&token_key(child)).await? {
                     doomed.push((child, record));
@@ -320,9 +324,13 @@ impl Tokens {
                 version = version.max(changed);
             }
         }
-        let bytes: usize = rules.iter().map(|rule| rule.path.as_str().len() + 16 * rule.capabilities.len()).sum();
+        let bytes: usize =
+            rules.iter().map(|rule| rule.path.as_str().len() + 16 * rule.capabilities.len()).sum();
         if bytes > MAX_RULE_BYTES {
-            tracing::warn!(token.accessor = record.accessor, "the token's policies are too large; it is refused");
+            tracing::warn!(
+                token.accessor = record.accessor,
+                "the token's policies are too large; it is refused"
+            );
             return Ok(None);
         }
         let caller = Caller {

@@ -80,11 +80,7 @@ impl Reader {
             );
         }
         if !backend.enabled {
-            return Err(Error::new(
-                Reason::BackendUnreachable,
-                format!("backend `{}` is disabled", backend.name),
-            )
-            .next("enable the backend"));
+            return Err(Error::backend_disabled(&backend.name));
         }
         self.connections.of(allowed.tenant(), backend)?.read(name, backend.timeout).await
     }

@@ -30,6 +30,15 @@ pub enum Action {
     /// A backend was created, changed or deleted.
     #[serde(rename = "backend.write")]
     BackendWrite,
+    /// Backends, their status or events were looked at.
+    #[serde(rename = "backend.read")]
+    BackendRead,
+    /// Tenants, policies, tokens or nodes were looked at.
+    #[serde(rename = "admin.read")]
+    AdminRead,
+    /// The audit trail was looked at.
+    #[serde(rename = "audit.read")]
+    AuditRead,
     /// A policy was created, changed or deleted.
     #[serde(rename = "policy.write")]
     PolicyWrite,
@@ -57,6 +66,9 @@ impl Action {
             Action::SecretWrite => "secret.write",
             Action::SecretDelete => "secret.delete",
             Action::BackendWrite => "backend.write",
+            Action::BackendRead => "backend.read",
+            Action::AdminRead => "admin.read",
+            Action::AuditRead => "audit.read",
             Action::PolicyWrite => "policy.write",
             Action::TokenWrite => "token.write",
             Action::TenantWrite => "tenant.write",

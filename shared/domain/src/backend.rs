@@ -339,7 +339,8 @@ impl BackendSpec {
         let providers = [Some(&self.provider), before.map(|before| &before.provider)];
         for provider in providers.into_iter().flatten() {
             if !caller.allows(provider.credentials(), Capability::Read) {
-                let detail = "whoever decides where a credential is sent, and what it shows, needs `read` on it";
+                let detail =
+                    "whoever decides where a credential is sent, and what it shows, needs `read` on it";
                 return Err(Error::field(Reason::PermissionDenied, "/config/auth_config_path", detail)
                     .next("ask for a policy that allows `read` on the credential's path"));
             }
@@ -348,7 +349,8 @@ impl BackendSpec {
         for mapping in mappings.into_iter().flatten() {
             for rule in mapping.rules() {
                 if !caller.allows_all(&rule.pattern, Capability::Write) {
-                    let detail = format!("whoever decides what `{}` shows needs `write` on all of it", rule.pattern);
+                    let detail =
+                        format!("whoever decides what `{}` shows needs `write` on all of it", rule.pattern);
                     return Err(Error::field(Reason::PermissionDenied, "/path_mapping", detail)
                         .next("ask for a policy that allows `write` on the pattern"));
                 }

@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use crate::tenant::BackendName;
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $code:literal),+ $(,)?) => {
         /// Why a request was not served. Adding a variant breaks the build wherever it must be known.
@@ -193,6 +195,19 @@ impl Error {
     /// An `invalid_request` that names the field.
     pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Error::field(Reason::InvalidRequest, pointer, detail)
+    }
+
+    /// A change of a path that `backend` owns in proxy mode.
+    pub fn federated_read_only(backend: &BackendName) -> Self {
+        let message = format!("the path is federated by the backend `{backend}` in proxy mode");
+        Error::new(Reason::FederatedReadOnly, message)
+            .next("write it in the backend; ScaiVault shows the new value at once")
+    }
+
+    /// A use of a backend that is switched off.
+    pub fn backend_disabled(backend: &BackendName) -> Self {
+        Error::new(Reason::BackendUnreachable, format!("backend `{backend}` is disabled"))
+            .next("enable the backend")
     }
 
     /// A fault of ours. The cause goes to the log where it is handled, not to the caller.

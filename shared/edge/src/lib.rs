@@ -13,6 +13,7 @@ mod openapi;
 mod rest;
 mod serve;
 mod tls;
+pub mod wire;
 
 #[cfg(test)]
 mod tests;

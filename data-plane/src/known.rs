@@ -544,6 +544,8 @@ mod tests {
         tokio::time::advance(Duration::from_secs(3601)).await;
         assert_eq!(known.verify(&token).await.expect_err("too long").reason, Reason::OfflineTooLong);
         known.connected();
+        assert!(known.verify(&token).await.is_err(), "a stream that says nothing confirms nothing");
+        known.apply(Vec::new(), 2);
         assert!(known.verify(&token).await.is_ok());
     }
 }

@@ -336,14 +336,10 @@ impl BackendSpec {
         if before.is_some_and(|before| before.provider == self.provider && before.mapping == self.mapping) {
             return Ok(());
         }
-        let providers = [Some(&self.provider), before.map(|before| &before.provider)];
-        for provider in providers.into_iter().flatten() {
-            if !caller.allows(provider.credentials(), Capability::Read) {
-                let detail =
-                    "whoever decides where a credential is sent, and what it shows, needs `read` on it";
-                return Err(Error::field(Reason::PermissionDenied, "/config/auth_config_path", detail)
-                    .next("ask for a policy that allows `read` on the credential's path"));
-            }
+        if !caller.allows(self.provider.credentials(), Capability::Read) {
+            let detail = "whoever decides where a credential is sent, and what it shows, needs `read` on it";
+            return Err(Error::field(Reason::PermissionDenied, "/config/auth_config_path", detail)
+                .next("ask for a policy that allows `read` on the credential's path"));
         }
         let mappings = [Some(&self.mapping), before.map(|before| &before.mapping)];
         for mapping in mappings.into_iter().flatten() {

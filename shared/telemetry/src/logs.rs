@@ -2,7 +2,10 @@
 
 use std::io::{self, IsTerminal as _};
 
-use tracing_subscriber::filter::{EnvFilter, ParseError};
+use tracing::Metadata;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{EnvFilter, ParseError, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 /// The transport below us logs every frame at `debug`; a filter that names these targets still gets them.
@@ -49,15 +52,24 @@ pub enum InitError {
 /// If the filter is none, or if logging was set up before.
 pub fn init(config: TelemetryConfig) -> Result<(), InitError> {
     let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty()).or(config.filter);
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter(asked.as_deref().unwrap_or("info"))?)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()));
+    let registry = tracing_subscriber::registry().with(filter(asked.as_deref().unwrap_or("info"))?);
     match config.format {
-        Format::Pretty => lines.finish().try_init()?,
-        Format::Json => lines.json().flatten_event(true).with_current_span(true).finish().try_init()?,
+        Format::Pretty => registry.with(lines.with_filter(filter_fn(may_log))).try_init()?,
+        Format::Json => {
+            let lines = lines.json().flatten_event(true).with_current_span(true);
+            registry.with(lines.with_filter(filter_fn(may_log))).try_init()?;
+        }
     }
     Ok(())
+}
+
+/// Whether something may be logged at all, whatever the filter says: the client of logins logs what the backend answers,
+/// tokens included.
+fn may_log(metadata: &Metadata<'_>) -> bool {
+    !["vaultrs", "rustify"].iter().any(|secretive| metadata.target().starts_with(secretive))
 }
 
 fn filter(asked: &str) -> Result<EnvFilter, InitError> {

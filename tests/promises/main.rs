@@ -1,3 +1,21 @@
 //! What the product promises, tried with real servers and real processes. One module per kind of promise.
 
+mod audit;
+mod backend_faults;
+mod canary;
+mod cli;
+mod configuring;
+mod crashes;
+mod demo;
+mod discovery;
+mod documents;
+mod journal;
+mod mapping;
+mod nodes;
+mod outages;
+mod poisoned;
+mod reading;
+mod refusing;
 mod servers;
+mod tenants;
+mod writing;

@@ -6,6 +6,7 @@
 pub mod authority;
 pub mod faults;
 pub mod http;
+pub mod planes;
 pub mod ports;
 pub mod process;
 pub mod servers;

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -51,14 +52,14 @@ fn demo(args: &[&str]) -> Result {
     tools::OPENBAO.install()?;
     eprintln!("building (some minutes the first time) …");
     run(&mut cargo(&["build", "--quiet", "--workspace", "--bins"]))?;
-    run(command(&built("debug", "demo")?).args(args))
+    become_program(command(&built("debug", "demo")?).args(args))
 }
 
 fn bench(args: &[&str]) -> Result {
     tools::OPENBAO.install()?;
     eprintln!("building for release (some minutes the first time) …");
     run(&mut cargo(&["build", "--quiet", "--workspace", "--bins", "--release"]))?;
-    run(command(&built("release", "bench")?).args(args))
+    become_program(command(&built("release", "bench")?).args(args))
 }
 
 fn lint(stages: &mut Stages) -> Result {
@@ -217,6 +218,12 @@ fn run(command: &mut Command) -> Result {
         Ok(status) => Err(format!("{}: {status}", shown(command)).into()),
         Err(error) => Err(format!("{} does not start: {error}", shown(command)).into()),
     }
+}
+
+/// Goes on as this program, so that whoever stops us by a signal stops it and not its parent alone.
+fn become_program(command: &mut Command) -> Result {
+    let error = command.exec();
+    Err(format!("{} does not start: {error}", shown(command)).into())
 }
 
 fn shown(command: &Command) -> String {

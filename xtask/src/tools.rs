@@ -57,6 +57,12 @@ impl Tool {
         self.install_into(&tools_folder()?)
     }
 
+    /// The path of its program, if it is installed.
+    pub fn installed(&self) -> Option<PathBuf> {
+        let folder = self.folder(&tools_folder().ok()?);
+        folder.is_dir().then(|| folder.join(self.program))
+    }
+
     fn install_into(&self, tools: &Path) -> Result<PathBuf, InstallError> {
         let folder = self.folder(tools);
         let program = folder.join(self.program);

@@ -1,0 +1,72 @@
+//! Which core runs what, and how much of it.
+
+use std::path::Path;
+use std::process::{self, Command, Stdio};
+use std::time::Duration;
+use std::{fs, thread};
+
+use anyhow::{Context as _, Result, ensure};
+use scaivault_tests::process::Process;
+
+const SERVER: &str = "0";
+const GENERATOR: &str = "1";
+
+/// Whether servers and generator have a core each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pinning {
+    /// Servers on core 0, the generator on core 1; OpenBao on both.
+    Pinned,
+    /// The kernel places them.
+    Free,
+}
+
+impl Pinning {
+    /// What this machine can do.
+    pub(crate) fn possible() -> Pinning {
+        let taskset = Command::new("taskset").args(["-c", GENERATOR, "true"]).stderr(Stdio::null()).status();
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        if cores > 1 && taskset.is_ok_and(|status| status.success()) {
+            return Pinning::Pinned;
+        }
+        eprintln!(
+            "without `taskset` (util-linux) or a second core nothing is pinned, and figures are noisier"
+        );
+        Pinning::Free
+    }
+
+    /// Gives the generator, which is this program, its core. What it starts from now on inherits that.
+    pub(crate) fn pin_generator(self) -> Result<()> {
+        if self == Pinning::Pinned {
+            let mut taskset = Command::new("taskset");
+            taskset.args(["--all-tasks", "--cpu-list", "--pid", GENERATOR, &process::id().to_string()]);
+            let pinned = taskset.stdout(Stdio::null()).status()?;
+            ensure!(pinned.success(), "taskset: {pinned}");
+        }
+        Ok(())
+    }
+}
+
+/// Starts a server on its core.
+pub(crate) fn serve(program: &Path, args: &[&str], pinning: Pinning, log: &Path) -> Result<Process> {
+    let mut command = match pinning {
+        Pinning::Free => Command::new(program),
+        Pinning::Pinned => {
+            let mut taskset = Command::new("taskset");
+            taskset.args(["-c", SERVER]).arg(program);
+            taskset
+        }
+    };
+    Process::spawn(command.args(args), log)
+}
+
+/// The CPU time that a process has had so far, from the scheduler's own accounting.
+pub(crate) fn used(process: u32) -> Result<Duration> {
+    let mut nanos = 0;
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
+        // A thread may end meanwhile.
+        let Ok(schedstat) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        let run: &str = schedstat.split(' ').next().unwrap_or_default();
+        nanos += run.parse::<u64>().context("this kernel keeps no schedstat")?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}

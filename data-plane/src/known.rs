@@ -126,10 +126,11 @@ impl Known {
             return Ok(view.clone());
         }
         match *self.link.borrow() {
-            Link::Ready | Link::Down => {
-                Err(Error::new(Reason::PermissionDenied, "the node does not serve the tenant of the token")
-                    .next("use a node of your tenant"))
-            }
+            Link::Ready | Link::Down => Err(Error::new(
+                Reason::PermissionDenied,
+                "there is no such tenant, or the node does not serve it",
+            )
+            .next("use a node of your tenant")),
             Link::Starting | Link::Up => {
                 Err(Error::new(Reason::Unavailable, "the node has no configuration yet")
                     .next("try again")

@@ -130,7 +130,12 @@ impl Identity {
         let mut client = EnrolmentServiceClient::new(channel(address, tls)?);
         let request = EnrolRequest { join_secret: invitation.secret, csr: csr.der().to_vec() };
         let answer = client.enrol(request).await.map_err(|status| {
-            anyhow::anyhow!("the control plane at {address} refused the join token: {}", status.message())
+            let error = scaivault_edge::error::grpc::error(&status);
+            anyhow::anyhow!(
+                "the control plane at {address} did not take the join token: {}; {}",
+                error.message,
+                error.what_next()
+            )
         })?;
         let answer = answer.into_inner();
         let name = NodeName::parse(&answer.name)?;

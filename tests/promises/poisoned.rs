@@ -76,7 +76,7 @@ struct Publisher {
 
 impl Publisher {
     fn publish(&self, view: TenantView) {
-        self.views.lock().unwrap().insert(view.tenant.clone(), Arc::new(view));
+        self.views.lock().expect("nothing panics under it").insert(view.tenant.clone(), Arc::new(view));
         self.commits.send_modify(|count| *count += 1);
     }
 
@@ -108,7 +108,7 @@ impl Source for Publisher {
     }
 
     async fn desired(&self, _: &NodeIdentity, _: &Demands) -> Result<Desired, Status> {
-        let views = self.views.lock().unwrap().clone();
+        let views = self.views.lock().expect("nothing panics under it").clone();
         Ok(Desired { epoch: "one".into(), revision: *self.commits.borrow(), views, ..Desired::default() })
     }
 
@@ -117,7 +117,7 @@ impl Source for Publisher {
 
 /// What the node's certificate would say.
 fn identity() -> NodeIdentity {
-    NodeIdentity { name: NodeName::parse("node").unwrap(), tenants: Tenants::All }
+    NodeIdentity { name: NodeName::parse("node").expect("a name"), tenants: Tenants::All }
 }
 
 impl Streams for Publisher {
@@ -207,21 +207,21 @@ impl Node {
 }
 
 fn name(tenant: &str) -> TenantId {
-    TenantId::parse(tenant).unwrap()
+    TenantId::parse(tenant).expect("a name")
 }
 
 fn backend(number: u8, pattern: &str, template: &str) -> BackendView {
     BackendView {
         id: BackendId::from_random([number; 10]),
-        name: BackendName::parse(&format!("backend-{number}")).unwrap(),
+        name: BackendName::parse(&format!("backend-{number}")).expect("a name"),
         target: Target::HashicorpVault(VaultTarget {
-            endpoint: backend::Endpoint::parse("https://vault.internal:8200").unwrap(),
+            endpoint: backend::Endpoint::parse("https://vault.internal:8200").expect("a URL"),
             namespace: None,
             ca_cert: None,
             tls_verify: true,
             kv: None,
         }),
-        mapping: PathMapping::parse([(pattern.to_owned(), template.to_owned())]).unwrap(),
+        mapping: PathMapping::parse([(pattern.to_owned(), template.to_owned())]).expect("a rule"),
         mode: Mode::Proxy,
         enabled: true,
         timeout: Duration::from_secs(5),

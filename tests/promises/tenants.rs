@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use reqwest::Method;
 use scaivault_domain::backend::KvVersion;
+use scaivault_domain::time::Timestamp;
 use scaivault_tests::planes::{self, CREDENTIAL, Options, Planes, Rest};
 use scaivault_tests::servers::openbao::{self, OpenBao};
 use scaivault_tests::wait;
@@ -209,7 +210,17 @@ async fn a_token_ends_when_its_time_is_over_unless_it_is_renewed() -> Result<()>
         let made = rest.post("/v1/tokens", wanted.clone()).await?.ok()?;
         short.push(rest.with_token(made["token"].as_str().context("token")?)?);
     }
-    short[1].post("/v1/tokens/self/renew", json!({ "ttl": "1h" })).await?.ok()?;
+    // By itself a token gets as much time again as it had, and no more; an administrator gives it any.
+    let long = json!({ "ttl": "1h" });
+    let by_itself = short[1].post("/v1/tokens/self/renew", long.clone()).await?.ok()?;
+    let renew = format!("/v1/tokens/{}/renew", by_itself["accessor"].as_str().context("accessor")?);
+    let by_admin = rest.post(&renew, long).await?.ok()?;
+    let times = [&by_itself["created_at"], &by_itself["expires_at"], &by_admin["expires_at"]];
+    let times = times.map(|time| Timestamp::parse(time.as_str().unwrap_or_default()));
+    let [Some(created), Some(soon), Some(late)] = times else { anyhow::bail!("no times: {times:?}") };
+    assert!(
+        soon.since(created) < Duration::from_secs(60) && late.since(created) >= Duration::from_secs(3600)
+    );
     assert_eq!(short[0].get("/v1/secrets/x").await?.status, 404);
     wait::until("the token is over", async || {
         Ok((short[0].get("/v1/secrets/x").await?.status == 401).then_some(()))

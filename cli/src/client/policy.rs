@@ -67,7 +67,13 @@ struct PolicyFile {
 struct RuleFile {
     path: Pattern,
     capabilities: Vec<Capability>,
+    #[serde(default = "allow")]
     effect: Effect,
+}
+
+/// As in the API: a rule that says nothing else gives.
+fn allow() -> Effect {
+    Effect::Allow
 }
 
 impl PolicyFile {

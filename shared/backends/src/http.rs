@@ -116,8 +116,13 @@ impl Http {
         if status.is_server_error() {
             return Err(BackendError::Server { status: status.as_u16() });
         }
+        // Something in front of the store may say no in a language of its own.
+        let is_json = |media_type: &str| media_type.trim().eq_ignore_ascii_case("application/json");
         let media_type = header(&response, CONTENT_TYPE).unwrap_or("").split(';').next().unwrap_or("");
-        if !media_type.trim().eq_ignore_ascii_case("application/json") {
+        if !is_json(media_type) && status == StatusCode::FORBIDDEN {
+            return Err(BackendError::Forbidden);
+        }
+        if !is_json(media_type) {
             return Err(BackendError::InvalidAnswer("no JSON"));
         }
         if response.headers().contains_key(CONTENT_ENCODING) {

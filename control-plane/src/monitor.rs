@@ -30,8 +30,10 @@ use crate::store::{CommitError, Key, Records, Space, Tx};
 
 /// How often a healthy backend is probed.
 const IDLE: Duration = Duration::from_secs(30);
-/// How often one that fails is probed at first; the pause doubles up to [`IDLE`].
+/// How often one that fails is probed at first; the pause doubles up to [`MOST_FAILING`].
 const FAILING: Duration = Duration::from_secs(1);
+/// The longest pause between probes of one that fails: an outage's end is news as well.
+const MOST_FAILING: Duration = Duration::from_secs(8);
 /// How often the list of backends is compared with the probes that run.
 const RECONCILE: Duration = Duration::from_secs(1);
 
@@ -152,6 +154,7 @@ impl Monitor {
     async fn probe(self: Arc<Self>, key: LeaseKey, backend: Arc<BackendView>) {
         let metrics = self.metrics.backend(&key.backend, backend.target.kind());
         let mut pause = FAILING;
+        let mut failing = false;
         loop {
             let started = tokio::time::Instant::now();
             let connection = self.connections.of(&key.tenant, &backend);
@@ -167,7 +170,12 @@ impl Monitor {
                 BreakerState::HalfOpen { .. } => Breaker::HalfOpen,
                 BreakerState::Open { .. } => Breaker::Open,
             });
-            pause = if outcome.is_ok() { IDLE } else { pause.min(IDLE / 2) * 2 };
+            pause = match (outcome.is_ok(), failing) {
+                (true, _) => IDLE,
+                (false, false) => FAILING,
+                (false, true) => (pause * 2).min(MOST_FAILING),
+            };
+            failing = outcome.is_err();
             if let Err(error) = self.note(&key, &backend, outcome, breaker, latency).await {
                 tracing::warn!(backend.id = %key.backend, %error, "an event waits for the next probe");
                 pause = FAILING;

@@ -18,7 +18,7 @@ use scaivault_telemetry::Metrics;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::forward::{forwarded, unreachable};
+use crate::forward::{Gate, forwarded, unreachable};
 use crate::known::{Known, View};
 use crate::service::read::Reader;
 
@@ -28,14 +28,25 @@ pub struct SecretsApi {
     known: Arc<Known>,
     reader: Arc<Reader>,
     upstream: SecretsServiceClient<Channel>,
+    gate: Gate,
     metrics: Metrics,
 }
 
 impl SecretsApi {
-    /// Serves what `known` and `reader` can; `upstream` the rest.
-    pub fn new(known: Arc<Known>, reader: Arc<Reader>, upstream: Channel, metrics: Metrics) -> Self {
+    /// Serves what `known` and `reader` can; `upstream`, through `gate`, the rest.
+    pub fn new(
+        known: Arc<Known>,
+        reader: Arc<Reader>,
+        upstream: Channel,
+        gate: Gate,
+        metrics: Metrics,
+    ) -> Self {
         let upstream = SecretsServiceClient::new(upstream);
-        SecretsApi { known, reader, upstream, metrics }
+        SecretsApi { known, reader, upstream, gate, metrics }
+    }
+
+    async fn forward<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        self.gate.pass(call).await.map_err(status)?.map_err(unreachable)
     }
 
     async fn enter<T>(
@@ -80,7 +91,10 @@ impl SecretsService for SecretsApi {
         let row = self.reader.row(&caller, &context, Action::SecretRead, &request.get_ref().path);
         let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
         match view.mounts.route(allowed.path()) {
-            Route::Local => self.upstream.clone().get(forwarded(request)).await.map_err(unreachable),
+            Route::Local => {
+                let mut upstream = self.upstream.clone();
+                self.forward(upstream.get(forwarded(request))).await
+            }
             Route::Remote { backend, name } => {
                 let message = request.into_inner();
                 let version = Some(message.version).filter(|version| *version != 0);
@@ -116,7 +130,8 @@ impl SecretsService for SecretsApi {
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Result<Response<pb::ListResponse>, Status> {
         self.enter(&request).await?;
-        self.upstream.clone().list(forwarded(request)).await.map_err(unreachable)
+        let mut upstream = self.upstream.clone();
+        self.forward(upstream.list(forwarded(request))).await
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
@@ -126,7 +141,8 @@ impl SecretsService for SecretsApi {
         let allowed = authorize_write(&caller, path);
         let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
         self.refuse_federated(&view, &caller, &context, Action::SecretWrite, allowed.path()).await?;
-        self.upstream.clone().put(forwarded(request)).await.map_err(unreachable)
+        let mut upstream = self.upstream.clone();
+        self.forward(upstream.put(forwarded(request))).await
     }
 
     async fn delete(
@@ -139,7 +155,8 @@ impl SecretsService for SecretsApi {
         let allowed = authorize_delete(&caller, path);
         let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
         self.refuse_federated(&view, &caller, &context, Action::SecretDelete, allowed.path()).await?;
-        self.upstream.clone().delete(forwarded(request)).await.map_err(unreachable)
+        let mut upstream = self.upstream.clone();
+        self.forward(upstream.delete(forwarded(request))).await
     }
 
     async fn list_versions(
@@ -147,7 +164,8 @@ impl SecretsService for SecretsApi {
         request: Request<pb::ListVersionsRequest>,
     ) -> Result<Response<pb::ListVersionsResponse>, Status> {
         self.enter(&request).await?;
-        self.upstream.clone().list_versions(forwarded(request)).await.map_err(unreachable)
+        let mut upstream = self.upstream.clone();
+        self.forward(upstream.list_versions(forwarded(request))).await
     }
 }
 

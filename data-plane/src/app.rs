@@ -25,7 +25,7 @@ use tonic::transport::Channel;
 
 use crate::api::SecretsApi;
 use crate::config::Config;
-use crate::forward::Forward;
+use crate::forward::{Forward, Gate};
 use crate::known::{Known, Link};
 use crate::service::read::Reader;
 use crate::upstream::{self, Identity};
@@ -127,10 +127,17 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
             },
         }
     };
+    let gate = Gate::new(known.clone());
     let router = Front::new(readiness)
-        .secrets(Arc::new(SecretsApi::new(known.clone(), reader, upstream.clone(), metrics.clone())))
+        .secrets(Arc::new(SecretsApi::new(
+            known.clone(),
+            reader,
+            upstream.clone(),
+            gate.clone(),
+            metrics.clone(),
+        )))
         .forwarded({
-            let forward = Forward::new(upstream.clone(), known.clone());
+            let forward = Forward::new(upstream.clone(), known.clone(), gate);
             move |request| forward.clone().whole(request)
         })
         .metrics({

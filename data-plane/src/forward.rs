@@ -15,13 +15,14 @@ use scaivault_domain::{Error, Reason};
 use scaivault_edge::auth::TENANT;
 use scaivault_edge::error::grpc::status;
 use scaivault_edge::{RequestContext, refusal};
+use tokio::sync::Semaphore;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 use tower::ServiceExt as _;
 
-use crate::known::Known;
+use crate::known::{Known, Link};
 
 /// The control plane's word for the commit of a change.
 const REVISION: HeaderName = HeaderName::from_static("x-scaivault-revision");
@@ -39,17 +40,55 @@ const HOP: [HeaderName; 6] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+/// How long the control plane may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The way to the control plane: open while there is a stream. Without one, one call at a time tries; the others are
+/// refused at once, instead of queueing up for a connection that is not there.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    known: Arc<Known>,
+    trial: Arc<Semaphore>,
+}
+
+impl Gate {
+    /// Open as `known` says.
+    pub fn new(known: Arc<Known>) -> Self {
+        Gate { known, trial: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Makes `call`.
+    ///
+    /// # Errors
+    /// `control_plane_unavailable` if it was not made, or not answered.
+    pub async fn pass<T>(&self, call: impl Future<Output = T>) -> Result<T, Error> {
+        let _trial = match self.known.link() {
+            Link::Up | Link::Ready => None,
+            Link::Starting | Link::Down => Some(self.trial.try_acquire().map_err(|_| no_control_plane())?),
+        };
+        tokio::time::timeout(PATIENCE, call).await.map_err(|_| {
+            Error::new(
+                Reason::ControlPlaneUnavailable,
+                "the control plane did not answer in time; a change that was asked for may still happen",
+            )
+            .next("see whether the change happened before you try again")
+            .retry_after(Duration::from_secs(1))
+        })
+    }
+}
+
 /// What forwarding needs.
 #[derive(Clone, Debug)]
 pub struct Forward {
     upstream: Channel,
     known: Arc<Known>,
+    gate: Gate,
 }
 
 impl Forward {
-    /// Forwards to `upstream`, and waits for `known` to have caught up.
-    pub fn new(upstream: Channel, known: Arc<Known>) -> Self {
-        Forward { upstream, known }
+    /// Forwards to `upstream` through `gate`, and waits for `known` to have caught up.
+    pub fn new(upstream: Channel, known: Arc<Known>, gate: Gate) -> Self {
+        Forward { upstream, known, gate }
     }
 
     /// Forwards a request as it is, whatever its protocol, and gives the control plane's answer as it is.
@@ -62,8 +101,8 @@ impl Forward {
         parts.extensions.clear();
         parts.version = http::Version::HTTP_2;
         let request = http::Request::from_parts(parts, tonic::body::Body::new(body));
-        match self.upstream.oneshot(request).await {
-            Ok(response) => {
+        match self.gate.pass(self.upstream.oneshot(request)).await {
+            Ok(Ok(response)) => {
                 let revision =
                     response.headers().get(REVISION).and_then(|value| value.to_str().ok()?.parse().ok());
                 let mut response = response.map(Body::new);
@@ -74,10 +113,11 @@ impl Forward {
                 }
                 response
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 tracing::debug!(%error, "a request could not be forwarded");
                 refusal(&original, no_control_plane())
             }
+            Err(error) => refusal(&original, error),
         }
     }
 }

@@ -1,26 +1,32 @@
-//! Logging in to Vault with `vaultrs`, on an HTTP client of ours.
+//! Logging in to Vault with the requests of `vaultrs`, on an HTTP client of ours.
 //!
-//! What was found about `vaultrs` 0.8, and what is done about it: its own client follows a redirect with the token and
-//! has no timeouts, so it is given the adapter's client, which does neither; it panics on a token that is no header
+//! What was found about `vaultrs` 0.8, and what is done about it: its own client follows a redirect with the token, has
+//! no timeouts and reads answers of any size, so its requests are sent with the adapter's client and a cap; it panics on a token that is no header
 //! value, so such a token never reaches it; its errors and `AuthInfo` print bodies and tokens, so neither is ever
 //! printed; it reads `VAULT_*` from the environment for what its builder is not told, so the builder is not used.
 
-use std::fmt;
 use std::time::Duration;
 
-use rustify::clients::reqwest::Client as RestClient;
+use http::{Request, Response};
+use rustify::endpoint::Endpoint;
+use rustify::errors::ClientError;
 use scaivault_domain::backend::{VaultAuthMethod, VaultLogin, VaultTarget};
 use scaivault_domain::lease::Material;
 use scaivault_domain::secret::SecretValue;
 use scaivault_domain::{Error, Reason};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use vaultrs::api::token::requests::CreateTokenRequest;
-use vaultrs::api::{AuthInfo, EndpointMiddleware};
-use vaultrs::client::{Client, VaultClientSettings};
-use vaultrs::error::ClientError;
+use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
+use vaultrs::api::token::requests::{
+    CreateTokenRequest, LookupTokenSelfRequest, RenewTokenSelfRequest, RevokeTokenSelfRequest,
+};
+use vaultrs::api::token::responses::LookupTokenResponse;
+use vaultrs::api::{AuthInfo, EndpointMiddleware, EndpointResult};
 
 use super::{Holder, Issued, Renewal, Revocation, unusable};
+
+/// Most bytes of an answer to a login.
+const MAX_ANSWER: usize = 1024 * 1024;
 
 /// What a login needs.
 pub(crate) enum Credential {
@@ -68,15 +74,10 @@ pub(crate) async fn log_in(
     match credential {
         Credential::Approle { role_id, secret_id } => {
             let vault = Vault::new(target, None)?;
-            let info = vaultrs::auth::approle::login(
-                &vault,
-                &login.mount,
-                role_id.expose_secret(),
-                secret_id.expose_secret(),
-            )
-            .await
-            .map_err(|error| refused(&error, Step::Login))?;
-            issued(info)
+            let mut request = LoginWithApproleRequest::builder();
+            request.mount(&login.mount).role_id(role_id.expose_secret()).secret_id(secret_id.expose_secret());
+            let request = request.build().map_err(|_| Error::internal())?;
+            issued(vault.auth(request).await.map_err(|error| refused(&error, Step::Login))?)
         }
         Credential::Token(token) => {
             let vault = Vault::new(target, Some(&token))?;
@@ -91,7 +92,7 @@ pub(crate) async fn log_in(
 
 /// What the configured token is.
 async fn own_token(vault: &Vault, token: &SecretString) -> Result<Issued, Error> {
-    let info = vaultrs::token::lookup_self(vault).await.map_err(|error| refused(&error, Step::Login))?;
+    let info = vault.lookup().await.map_err(|error| refused(&error, Step::Login))?;
     if info.num_uses > 0 {
         return Err(unusable("the token works for a limited number of calls only")
             .next("create a token without `num_uses`"));
@@ -113,12 +114,15 @@ async fn for_nodes(vault: &Vault, login: &VaultLogin, own: Issued) -> Result<Iss
     if !login.lease_policies.is_empty() {
         request.policies(login.lease_policies.clone());
     }
-    match vaultrs::token::new(vault, Some(&mut request)).await {
+    let request = request.build().map_err(|_| Error::internal())?;
+    match vault.auth(request).await {
         Ok(info) => issued(info),
-        Err(ClientError::APIError { code: 403, .. }) if own.ttl.is_some() || login.allow_static_on_nodes => {
+        Err(ClientError::ServerResponseError { code: 403, .. })
+            if own.ttl.is_some() || login.allow_static_on_nodes =>
+        {
             Ok(own)
         }
-        Err(ClientError::APIError { code: 403, .. }) => Err(Error::new(
+        Err(ClientError::ServerResponseError { code: 403, .. }) => Err(Error::new(
             Reason::NoLease,
             "the configured token never expires and may not make child tokens",
         )
@@ -131,8 +135,8 @@ async fn for_nodes(vault: &Vault, login: &VaultLogin, own: Issued) -> Result<Iss
 pub(crate) async fn renew(target: &VaultTarget, material: &Material) -> Result<Option<Duration>, Error> {
     let Material::VaultToken(token) = material;
     let vault = Vault::new(target, Some(token))?;
-    let info =
-        vaultrs::token::renew_self(&vault, None).await.map_err(|error| refused(&error, Step::Renewal))?;
+    let request = RenewTokenSelfRequest::builder().build().map_err(|_| Error::internal())?;
+    let info = vault.auth(request).await.map_err(|error| refused(&error, Step::Renewal))?;
     Ok((info.lease_duration > 0).then(|| Duration::from_secs(info.lease_duration)))
 }
 
@@ -140,7 +144,7 @@ pub(crate) async fn renew(target: &VaultTarget, material: &Material) -> Result<O
 pub(crate) async fn revoke(target: &VaultTarget, material: &Material) {
     let Material::VaultToken(token) = material;
     let Ok(vault) = Vault::new(target, Some(token)) else { return };
-    if let Err(error) = vaultrs::token::revoke_self(&vault).await {
+    if let Err(error) = vault.revoke().await {
         tracing::debug!(status = status(&error), "a token was not revoked and ends by itself");
     }
 }
@@ -195,77 +199,88 @@ fn refused(error: &ClientError, step: Step) -> Error {
     }
 }
 
-/// The status in an error of `vaultrs`, which is the only part of it that is safe to show.
+/// The status in an error, which is the only part of it that is safe to show.
 fn status(error: &ClientError) -> Option<u16> {
     match error {
-        ClientError::APIError { code, .. } => Some(*code),
-        ClientError::RestClientError {
-            source: rustify::errors::ClientError::ServerResponseError { code, .. },
-        } => Some(*code),
+        ClientError::ServerResponseError { code, .. } => Some(*code),
         _ => None,
     }
 }
 
+/// One Vault: the requests of `vaultrs` on a client of ours.
 struct Vault {
-    http: RestClient,
+    http: Capped,
     middle: EndpointMiddleware,
-    settings: VaultClientSettings,
-}
-
-impl fmt::Debug for Vault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Vault")
-    }
 }
 
 impl Vault {
     fn new(target: &VaultTarget, token: Option<&SecretString>) -> Result<Self, Error> {
-        let token = token.map(|token| token.expose_secret().to_owned()).unwrap_or_default();
-        let http = scaivault_backends::vault_client(target)?;
         // The middleware puts the version before the whole path, so a path of the endpoint must come with it.
         let mut origin = target.endpoint.url().clone();
         let folder = origin.path().trim_matches('/').to_owned();
         origin.set_path("");
         Ok(Vault {
-            http: RestClient::new(origin.as_str().trim_end_matches('/'), http),
+            http: Capped {
+                http: scaivault_backends::vault_client(target)?,
+                base: origin.as_str().trim_end_matches('/').to_owned(),
+            },
             middle: EndpointMiddleware {
-                token: token.clone(),
+                token: token.map(|token| token.expose_secret().to_owned()).unwrap_or_default(),
                 version: if folder.is_empty() { "v1".into() } else { format!("{folder}/v1") },
                 wrap: None,
                 namespace: target.namespace.clone(),
             },
-            settings: VaultClientSettings {
-                address: target.endpoint.url().clone(),
-                ca_certs: Vec::new(),
-                identity: None,
-                timeout: None,
-                token,
-                verify: target.tls_verify,
-                version: 1,
-                wrapping: false,
-                namespace: target.namespace.clone(),
-                proxy: None,
-            },
         })
+    }
+
+    async fn auth<E: Endpoint<Response = ()>>(&self, endpoint: E) -> Result<AuthInfo, ClientError> {
+        let answer = endpoint.with_middleware(&self.middle).exec(&self.http).await?;
+        answer.wrap::<EndpointResult<()>>()?.auth.ok_or_else(|| unexpected("no `auth`"))
+    }
+
+    async fn lookup(&self) -> Result<LookupTokenResponse, ClientError> {
+        let request = LookupTokenSelfRequest::builder().build().map_err(|_| unexpected("no request"))?;
+        let answer = request.with_middleware(&self.middle).exec(&self.http).await?;
+        answer.wrap::<EndpointResult<LookupTokenResponse>>()?.data.ok_or_else(|| unexpected("no `data`"))
+    }
+
+    async fn revoke(&self) -> Result<(), ClientError> {
+        let request = RevokeTokenSelfRequest::builder().build().map_err(|_| unexpected("no request"))?;
+        request.with_middleware(&self.middle).exec(&self.http).await.map(drop)
     }
 }
 
+/// An HTTP client that reads no more than a login can need: whoever configures a backend chooses who answers.
+struct Capped {
+    http: reqwest::Client,
+    base: String,
+}
+
 #[async_trait::async_trait]
-impl Client for Vault {
-    fn http(&self) -> &RestClient {
-        &self.http
+impl rustify::client::Client for Capped {
+    async fn send(&self, request: Request<Vec<u8>>) -> Result<Response<Vec<u8>>, ClientError> {
+        let failed =
+            |error: reqwest::Error| ClientError::ResponseError { source: error.without_url().into() };
+        let request = reqwest::Request::try_from(request).map_err(failed)?;
+        let mut answer = self.http.execute(request).await.map_err(failed)?;
+        let status = answer.status();
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(failed)? {
+            if body.len() + chunk.len() > MAX_ANSWER {
+                return Err(unexpected("too much"));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        Ok(response)
     }
 
-    fn middle(&self) -> &EndpointMiddleware {
-        &self.middle
+    fn base(&self) -> &str {
+        &self.base
     }
+}
 
-    fn settings(&self) -> &VaultClientSettings {
-        &self.settings
-    }
-
-    fn set_token(&mut self, token: &str) {
-        token.clone_into(&mut self.settings.token);
-        token.clone_into(&mut self.middle.token);
-    }
+fn unexpected(what: &'static str) -> ClientError {
+    ClientError::GenericError { source: anyhow::anyhow!(what) }
 }

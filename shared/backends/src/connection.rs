@@ -155,12 +155,30 @@ impl<L: Leases> Connection<L> {
         let deadline = Instant::now() + timeout;
         let mut refused = None;
         loop {
-            let lease = self.lease(refused.as_deref(), deadline).await?;
+            let lease = match self.lease(refused.as_deref(), deadline).await {
+                Ok(lease) => lease,
+                Err(error) => return Err(self.without_lease(error).await),
+            };
             let left = deadline.saturating_duration_since(Instant::now());
             match self.guard.call(Retry::PROXIED_READ, left, || call(lease.clone())).await {
                 Err(BackendError::LoginExpired) if refused.is_none() => refused = Some(lease.id.clone()),
                 outcome => return outcome.map_err(|error| named(error, &self.name)),
             }
+        }
+    }
+
+    /// A backend that cannot be reached for a login cannot be reached: the breaker counts that too.
+    async fn without_lease(&self, error: Error) -> Error {
+        match error.reason {
+            Reason::BackendUnreachable | Reason::BackendTimeout => {
+                self.guard.count(BackendError::Unreachable("no login")).await;
+                error
+            }
+            Reason::NoLease => {
+                self.guard.count(BackendError::Timeout).await;
+                named(BackendError::Timeout, &self.name)
+            }
+            _ => error,
         }
     }
 

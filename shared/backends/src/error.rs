@@ -163,6 +163,13 @@ impl BackendError {
             BackendError::Unreachable(_) | BackendError::Open { .. } => {
                 Some("check the endpoint, the network and the certificate")
             }
+            BackendError::Timeout => {
+                Some("see whether the backend is slow, or raise the backend's `timeout`")
+            }
+            BackendError::Server { .. } => Some("see the backend's own health; it may be sealed"),
+            BackendError::Throttled { .. } | BackendError::Busy => {
+                Some("ask less often, or raise the backend's limits")
+            }
             _ => None,
         }
     }

@@ -253,6 +253,13 @@ impl Guard {
         }
     }
 
+    /// Counts a failure that was seen elsewhere, as if a call had ended with it.
+    pub async fn count(&self, failure: BackendError) {
+        let ended = || std::future::ready(Err::<(), _>(failure.clone()));
+        // Whether the call was made or refused, the state is what it should be.
+        let _ = self.call(Retry::NEVER, Duration::from_secs(1), ended).await;
+    }
+
     async fn attempt<T, F>(
         &self,
         deadline: Instant,

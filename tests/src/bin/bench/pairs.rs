@@ -41,6 +41,9 @@ pub(crate) struct Pair {
     pub(crate) p99_ms: f64,
     pub(crate) floor_p50_ms: f64,
     pub(crate) floor_p99_ms: f64,
+    /// What a read takes on average, which is `in_flight` by the reads per second.
+    pub(crate) mean_ms: f64,
+    pub(crate) floor_mean_ms: f64,
     /// CPU time of our process for one request.
     pub(crate) cpu_us: f64,
     /// The same of the floor's process; none if the floor is OpenBao itself.
@@ -101,7 +104,7 @@ async fn proxied(subjects: &Subjects, readers: usize, extent: Extent) -> Result<
         });
         anyhow::Ok(Arm { process, readers: readers.collect() })
     };
-    let vault = || (VAULT_TOKEN, subjects.openbao.root_token().to_owned());
+    let vault = || (VAULT_TOKEN, subjects.vault_token.clone());
     let bearer = ("authorization", format!("Bearer {}", subjects.token));
     let (scaivault, passthrough) = (&subjects.scaivault, &subjects.passthrough);
     let arms = [
@@ -174,6 +177,12 @@ impl Turn {
         self.cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / self.took.len() as f64)
     }
 
+    fn mean(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a count of requests is small")]
+        let count = self.took.len() as f64;
+        self.took.iter().sum::<Duration>().as_secs_f64() * 1000.0 / count
+    }
+
     /// Milliseconds; `took` is sorted.
     fn percentile(&self, percent: usize) -> f64 {
         let place = (self.took.len().saturating_sub(1)) * percent / 100;
@@ -208,6 +217,7 @@ impl Pair {
         floor: &[Turn],
     ) -> Pair {
         let of = |turns: &[Turn], percent| median(turns.iter().map(|turn| turn.percentile(percent)));
+        let mean = |turns: &[Turn]| median(turns.iter().map(Turn::mean));
         let cpu = |turns: &[Turn]| median(turns.iter().filter_map(Turn::cpu_us));
         let rounds =
             || ours.iter().zip(floor).map(|(ours, floor)| (ours.percentile(50), floor.percentile(50)));
@@ -222,6 +232,8 @@ impl Pair {
             p99_ms: of(ours, 99),
             floor_p50_ms: of(floor, 50),
             floor_p99_ms: of(floor, 99),
+            mean_ms: mean(ours),
+            floor_mean_ms: mean(floor),
             cpu_us: cpu(ours),
             floor_cpu_us,
             requests_per_cpu_second: 1e6 / cpu(ours),

@@ -46,7 +46,7 @@ impl Report {
         let mut out = io::stdout().lock();
         writeln!(
             out,
-            "\n{:<29}{:>7}{:>9}{:>9}{:>7}{:>11}{:>9}{:>9}{:>10}{:>9}",
+            "\n{:<29}{:>7}{:>9}{:>8}{:>7}{:>11}{:>9}{:>8}{:>8}{:>9}{:>8}{:>9}",
             "1 KiB values",
             "flight",
             "CPU µs",
@@ -55,13 +55,15 @@ impl Report {
             "req/CPU-s",
             "p50 ms",
             "floor",
-            "added p50",
+            "added",
+            "mean ms",
+            "floor",
             "p99 ms",
         )?;
         for pair in &self.pairs {
             writeln!(
                 out,
-                "{:<29}{:>7}{:>9.1}{:>9}{:>7.2}{:>11.0}{:>9.3}{:>9.3}{:>+10.3}{:>9.3}",
+                "{:<29}{:>7}{:>9.1}{:>8}{:>7.2}{:>11.0}{:>9.3}{:>8.3}{:>+8.3}{:>9.3}{:>8.3}{:>9.3}",
                 pair.name,
                 pair.in_flight,
                 pair.cpu_us,
@@ -71,9 +73,15 @@ impl Report {
                 pair.p50_ms,
                 pair.floor_p50_ms,
                 pair.added_p50_ms,
+                pair.mean_ms,
+                pair.floor_mean_ms,
                 pair.p99_ms,
             )?;
         }
+        writeln!(
+            out,
+            "\nratio: the floor's CPU per request over ours for cached_*, its p50 over ours for the others"
+        )?;
         let pinned = if self.pinned { "servers on core 0, generator on core 1" } else { "not pinned" };
         writeln!(out, "{}, {}, {pinned}", self.measured, self.cpu)?;
         Ok(out.flush()?)

@@ -6,6 +6,7 @@ use std::{env, fs};
 
 use anyhow::{Context as _, Result, ensure};
 use prost::Message as _;
+use reqwest::Method;
 use scaivault_domain::backend::KvVersion;
 use scaivault_proto::secrets::v1::GetRequest;
 use scaivault_proto::secrets::v1::secrets_service_client::SecretsServiceClient;
@@ -54,6 +55,8 @@ pub(crate) struct Subjects {
     pub(crate) passthrough: Server,
     /// The remote store.
     pub(crate) openbao: OpenBao,
+    /// A token of it from the same login as ScaiVault's: the root token would be checked with less work.
+    pub(crate) vault_token: String,
     _folder: TempDir,
 }
 
@@ -69,7 +72,7 @@ impl Subjects {
         let openbao = OpenBao::start(openbao::Options::default()).await?;
         let (scaivault, token) = planes(folder.path(), pinning).await?;
         let rest = Rest::new(format!("http://{}", scaivault.address), &token)?;
-        seed(&openbao, &rest, readers).await?;
+        let vault_token = seed(&openbao, &rest, readers).await?;
 
         // The floors give the bytes that ScaiVault gave.
         let answer = folder.path().join("answer.json");
@@ -92,6 +95,7 @@ impl Subjects {
             scaivault,
             token,
             openbao,
+            vault_token,
             _folder: folder,
         })
     }
@@ -123,7 +127,8 @@ fn program() -> Result<PathBuf> {
     Ok(program)
 }
 
-async fn seed(openbao: &OpenBao, rest: &Rest, readers: usize) -> Result<()> {
+/// Returns a token of OpenBao.
+async fn seed(openbao: &OpenBao, rest: &Rest, readers: usize) -> Result<String> {
     let value = json!({ "value": "x".repeat(SIZE - r#"{"value":""}"#.len()) });
     let admin = openbao.client()?;
     admin.enable_kv("secret", KvVersion::V2).await?;
@@ -135,8 +140,8 @@ async fn seed(openbao: &OpenBao, rest: &Rest, readers: usize) -> Result<()> {
     admin.enable_auth("approle", "approle").await?;
     let settings = json!({ "token_policies": ["scaivault"], "token_ttl": "1h" });
     let role = admin.create_approle("approle", "scaivault", settings).await?;
-    let credential = json!({ "data": { "role_id": role.role_id, "secret_id": role.secret_id } });
-    rest.put(&format!("/v1/secrets/{CREDENTIAL}"), credential).await?.ok()?;
+    let credential = json!({ "role_id": role.role_id, "secret_id": role.secret_id });
+    rest.put(&format!("/v1/secrets/{CREDENTIAL}"), json!({ "data": credential })).await?.ok()?;
     let backend = json!({
         "name": "openbao",
         "type": "hashicorp-vault",
@@ -144,7 +149,9 @@ async fn seed(openbao: &OpenBao, rest: &Rest, readers: usize) -> Result<()> {
         "path_mapping": { "external/hashicorp/**": "secret/data/**" },
         "mode": "proxy",
     });
-    rest.post("/v1/federation/backends", backend).await?.ok().map(drop)
+    rest.post("/v1/federation/backends", backend).await?.ok()?;
+    let login = admin.call(Method::POST, "auth/approle/login", Some(credential)).await?;
+    Ok(login["auth"]["client_token"].as_str().context("a login without a token")?.to_owned())
 }
 
 async fn listening(address: SocketAddr, mut process: Process) -> Result<Server> {

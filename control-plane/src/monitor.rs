@@ -31,9 +31,9 @@ use crate::store::{CommitError, Key, Records, Space, Tx};
 /// How often a healthy backend is probed.
 const IDLE: Duration = Duration::from_secs(30);
 /// How often one that fails is probed at first; the pause doubles up to [`MOST_FAILING`].
-const FAILING: Duration = Duration::from_secs(1);
+const FAILING: Duration = Duration::from_millis(500);
 /// The longest pause between probes of one that fails: an outage's end is news as well.
-const MOST_FAILING: Duration = Duration::from_secs(8);
+const MOST_FAILING: Duration = Duration::from_secs(4);
 /// How often the list of backends is compared with the probes that run.
 const RECONCILE: Duration = Duration::from_secs(1);
 

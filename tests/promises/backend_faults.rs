@@ -15,7 +15,7 @@ use reqwest::Method;
 use scaivault_tests::faults::{Fault, Proxy};
 use scaivault_tests::planes::{self, CREDENTIAL, Federated, Options, Rest};
 use scaivault_tests::servers::openbao::Admin;
-use scaivault_tests::{http, wait};
+use scaivault_tests::{http, ports, wait};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
@@ -260,6 +260,21 @@ fn logins(federated: &Federated) -> Result<usize> {
 }
 
 /// Revokes every token that a login gave.
+#[tokio::test]
+async fn a_backend_that_cannot_even_be_logged_in_to_is_an_outage_too() -> Result<()> {
+    let (federated, rest) = two_backends(Options::default()).await?;
+    let nobody = format!("http://127.0.0.1:{}", ports::free());
+    rest.create_backend("gone", &nobody, CREDENTIAL, json!({ "gone/**": "secret/data/**" })).await?;
+    assert_eq!(rest.get("/v1/secrets/gone/x").await?.refusal(), (502, "backend_unreachable"));
+    wait::until("the outage is an event", async || {
+        let reported = ("federation.backend.unreachable".to_owned(), "gone".to_owned());
+        Ok(events(&rest).await?.contains(&reported).then_some(()))
+    })
+    .await?;
+    drop(federated);
+    Ok(())
+}
+
 async fn revoke_logins(admin: &Admin) -> Result<()> {
     admin.call(Method::PUT, "sys/leases/revoke-prefix/auth/approle", Some(json!({}))).await.map(drop)
 }

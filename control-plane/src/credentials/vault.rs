@@ -284,3 +284,40 @@ impl rustify::client::Client for Capped {
 fn unexpected(what: &'static str) -> ClientError {
     ClientError::GenericError { source: anyhow::anyhow!(what) }
 }
+
+#[cfg(test)]
+mod tests {
+    use scaivault_domain::backend::Endpoint;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_given_up_early() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let hostile = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = hostile.local_addr().unwrap();
+        let sent = tokio::spawn(async move {
+            let (mut stream, _) = hostile.accept().await.unwrap();
+            let head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n";
+            stream.write_all(head).await.unwrap();
+            let mut sent = 0;
+            while stream.write_all(&[b' '; 64 * 1024]).await.is_ok() {
+                sent += 64 * 1024;
+            }
+            sent
+        });
+        let target = VaultTarget {
+            endpoint: Endpoint::parse(&format!("http://{address}")).unwrap(),
+            namespace: None,
+            ca_cert: None,
+            tls_verify: true,
+            kv: None,
+        };
+        let vault = Vault::new(&target, Some(&"token".into())).unwrap();
+        assert!(vault.lookup().await.is_err());
+        drop(vault);
+        assert!(sent.await.unwrap() < 64 * MAX_ANSWER, "what the kernel buffers, and no more");
+    }
+}

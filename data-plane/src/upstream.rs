@@ -286,8 +286,8 @@ fn channel(address: &str, tls: Arc<rustls::ClientConfig>) -> anyhow::Result<Chan
     // The connector does TLS; `http` keeps tonic from doing it again.
     let endpoint = Endpoint::from_shared(format!("http://{CONTROL_PLANE_NAME}"))?
         .connect_timeout(Duration::from_secs(3))
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(5))
+        .http2_keep_alive_interval(Duration::from_secs(3))
+        .keep_alive_timeout(Duration::from_secs(3))
         .keep_alive_while_idle(true);
     Ok(endpoint.connect_with_connector_lazy(connect))
 }

@@ -113,8 +113,12 @@ async fn what_is_known_goes_on(outage: Outage) -> Result<()> {
         assert_eq!(refused.refusal(), NO_CONTROL_PLANE, "{asked}: {}", refused.text);
         assert_ne!(refused.header("retry-after"), "", "{asked}");
     }
-    let (status, reasons) = readiness(&rest).await?;
-    assert!(status == 200 && reasons.contains("stale"), "{status} {reasons}");
+    wait::until("the node says that it is stale, and stays ready", async || {
+        let (status, reasons) = readiness(&rest).await?;
+        ensure!(status == 200, "{status} {reasons}");
+        Ok(reasons.contains("stale").then_some(()))
+    })
+    .await?;
     assert_eq!(rest.get(PROXIED).await?.status, 200);
 
     outage.end(&mut federated).await?;

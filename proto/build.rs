@@ -10,6 +10,7 @@ const SECRET: &[&str] = &[
     "scaivault.admin.v1.CreateNodeResponse",
     "scaivault.discovery.v1.EnrolRequest",
     "scaivault.discovery.v1.Lease",
+    "scaivault.discovery.v1.SecretCopy",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,6 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = tonic_prost_build::Config::new();
     config
         .skip_debug(SECRET)
+        .btree_map([".scaivault.discovery.v1.SecretCopy.metadata"])
         .bytes([".scaivault.discovery.v1.ShipSegmentRequest.segment", ".scaivault.secrets.v1"]);
     tonic_prost_build::configure().compile_fds_with_config(descriptors, config)?;
     println!("cargo::rerun-if-changed=scaivault");

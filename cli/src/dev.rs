@@ -14,6 +14,8 @@ use clap::Args;
 use scaivault_control_plane::service::federation::Limits;
 use scaivault_control_plane::{app as control_plane, bootstrap};
 use scaivault_data_plane::app as data_plane;
+use scaivault_data_plane::cache::key::KeySource;
+use scaivault_data_plane::known::Patience;
 use scaivault_proto::admin::v1::CreateNodeRequest;
 use scaivault_proto::admin::v1::admin_service_client::AdminServiceClient;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -99,7 +101,11 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
         listen: loopback,
         node_listen: loopback,
         tls: None,
-        limits: Limits { plaintext: true, unverified_tls: true },
+        limits: Limits {
+            plaintext: true,
+            unverified_tls: true,
+            sync_interval: Duration::from_secs(1),
+        },
         unreachable_after: Duration::from_secs(60),
         audit_rotate: Duration::from_secs(1),
     };
@@ -116,7 +122,11 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
         control_plane: format!("https://{}", control_plane.nodes),
         join_token_file: None,
         tls: None,
-        max_offline: Duration::from_secs(3600),
+        patience: Patience {
+            grants: Duration::from_secs(3600),
+            values: Duration::from_secs(24 * 3600),
+        },
+        cache_key: KeySource::File,
         audit_max_bytes: 1 << 30,
         audit_rotate: Duration::from_secs(1),
         audit_sync: scaivault_data_plane::SyncPolicy::None,

@@ -19,6 +19,8 @@ pub(crate) enum Exit {
     Usage = 1,
     /// The server refused or failed.
     Server = 2,
+    /// The server did what was asked, but not all of it: something was left out or differs.
+    Differences = 3,
     /// Nobody reads our output any more; as if the signal had ended us.
     ReaderGone = 141,
 }
@@ -50,6 +52,11 @@ impl Failure {
     /// The server does not have, or does not answer, what was asked.
     pub(crate) fn server(message: impl Into<String>, next: impl Into<String>) -> Self {
         Self::new(Exit::Server, message.into(), next.into())
+    }
+
+    /// The server did not do all of what was asked.
+    pub(crate) fn differences(message: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::new(Exit::Differences, message.into(), next.into())
     }
 
     /// The server answered something that this program does not understand.

@@ -77,6 +77,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 input: &mut io::stdin().lock(),
                 format: cli.output,
                 terminal,
+                watched: io::stderr().is_terminal(),
             };
             let credentials = Credentials::from_environment(&cli.connect)?;
             let runtime =

@@ -37,6 +37,8 @@ pub(crate) struct Output<'a> {
     pub(crate) format: Format,
     /// Whether a person sees the answer.
     pub(crate) terminal: bool,
+    /// Whether a person sees what is said beside it, and may be shown progress there.
+    pub(crate) watched: bool,
 }
 
 impl Output<'_> {

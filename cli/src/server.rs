@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use scaivault::dev;
+use scaivault_telemetry::{Format, TelemetryConfig, TraceConfig};
 use secrecy::ExposeSecret as _;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -13,7 +14,13 @@ use crate::failure::Failure;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run both planes in this process, with an embedded store and a random operator token. For trying out.
-    Dev(dev::Options),
+    Dev {
+        #[command(flatten)]
+        options: dev::Options,
+        /// Export traces to this collector, OTLP over gRPC, e.g. http://localhost:4317
+        #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+        otlp_endpoint: Option<String>,
+    },
     /// Run the control plane.
     ControlPlane(Box<scaivault_control_plane::config::Options>),
     /// Run a data-plane node.
@@ -45,7 +52,7 @@ pub(crate) fn run(command: Command, out: &mut dyn Write) -> Result<(), Failure> 
         .map_err(|error| Failure::usage(format!("no runtime: {error}"), "free file descriptors or memory"))?;
     let outcome = runtime.block_on(async {
         match command {
-            Command::Dev(options) => dev(options, out).await,
+            Command::Dev { options, otlp_endpoint } => dev(options, otlp_endpoint, out).await,
             Command::ControlPlane(options) => scaivault_control_plane::run::run(*options).await,
             Command::DataPlane(options) => scaivault_data_plane::run::run(*options).await,
             Command::Operator(Operator::Init { options, token_file, if_needed }) => {
@@ -61,11 +68,14 @@ pub(crate) fn run(command: Command, out: &mut dyn Write) -> Result<(), Failure> 
     outcome.map_err(|error| Failure::server(format!("{error:#}"), "see `scaivault help` for the settings"))
 }
 
-async fn dev(options: dev::Options, out: &mut dyn Write) -> anyhow::Result<()> {
-    scaivault_telemetry::init(scaivault_telemetry::TelemetryConfig {
-        format: scaivault_telemetry::Format::Pretty,
-        filter: Some(options.log.clone()),
-    })?;
+async fn dev(
+    options: dev::Options,
+    otlp_endpoint: Option<String>,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let logs = TelemetryConfig { format: Format::Pretty, filter: Some(options.log.clone()) };
+    let traces = TraceConfig { service: "scaivault-dev", endpoint: otlp_endpoint, sample_ratio: None };
+    let traces = scaivault_telemetry::init_with_traces(logs, traces)?;
     let running = dev::start(&options).await?;
     writeln!(out, "ScaiVault is ready, in dev mode: plaintext on loopback.\n")?;
     writeln!(out, "  export SCAIVAULT_ADDR=http://{}", running.node)?;
@@ -80,5 +90,6 @@ async fn dev(options: dev::Options, out: &mut dyn Write) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     running.stop().await;
+    traces.flush().await;
     Ok(())
 }

@@ -43,6 +43,8 @@ use crate::service::secrets::Secrets;
 use crate::service::tenants::Tenants;
 use crate::service::tokens::Tokens;
 use crate::store::Store;
+use crate::store::jobs::Jobs;
+use crate::sync::{Copies, Erasures, Refresher, Runs, Scheduler, SyncParts, SyncStates, Syncs};
 
 /// The name under which the control plane writes audit rows.
 const OWN_NAME: &str = "control-plane";
@@ -106,17 +108,41 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     let nudge = watch::Sender::new(0);
     let credentials = Credentials::new(records.clone(), configurations.clone(), audit.clone(), nudge.clone());
     let connections = Arc::new(Connections::new(OwnLeases(credentials.clone())));
-    let secrets = Arc::new(Secrets::new(
+    let states = Arc::new(SyncStates::new(records.clone()));
+    let copies = Arc::new(Copies::new(records.clone(), states.clone(), clock.clone()));
+    let refresher = Arc::new(Refresher::new(
         records.clone(),
         configurations.clone(),
         connections.clone(),
         audit.clone(),
         clock.clone(),
     ));
+    let secrets = Arc::new(Secrets::new(
+        records.clone(),
+        configurations.clone(),
+        connections.clone(),
+        copies.clone(),
+        refresher,
+        audit.clone(),
+        clock.clone(),
+    ));
+    let jobs = Jobs::new(records.clone(), clock.clone());
+    let syncs = Arc::new(Syncs::new(SyncParts {
+        records: records.clone(),
+        jobs: jobs.clone(),
+        configurations: configurations.clone(),
+        connections: connections.clone(),
+        states: states.clone(),
+        runs: Arc::new(Runs::new(records.clone())),
+        audit: audit.clone(),
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+    }));
     let federation = Arc::new(Federation::new(
         records.clone(),
         configurations.clone(),
         credentials.clone(),
+        syncs.clone(),
         audit.clone(),
         clock.clone(),
         config.limits,
@@ -131,6 +157,15 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
         config.unreachable_after,
     ));
     let board = Arc::new(NodeBoard::new(clock.clone()));
+    let erasures = Erasures {
+        records: records.clone(),
+        configurations: configurations.clone(),
+        nodes: nodes.clone(),
+        board: board.clone(),
+        audit: audit.clone(),
+        clock: clock.clone(),
+    };
+    let scheduler = Arc::new(Scheduler::new(syncs.clone(), erasures));
     let publishing = publishing::Parts {
         records: records.clone(),
         configurations: configurations.clone(),
@@ -138,6 +173,8 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
         connections,
         tenants: tenants.clone(),
         tokens: tokens.clone(),
+        copies,
+        states,
         clock: clock.clone(),
         nudge,
     };
@@ -151,6 +188,7 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
         federation,
         configurations: configurations.clone(),
         monitor: monitor.clone(),
+        syncs,
         credentials,
         nodes: nodes.clone(),
         board: board.clone(),
@@ -203,6 +241,7 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     tasks.spawn(stop.clone().run_until_cancelled_owned(renew_listener(authority, node_tls)));
     tasks.spawn(publishing.run(stop.clone()));
     tasks.spawn(monitor.run(stop.clone()));
+    tasks.spawn(scheduler.run(stop.clone()));
     tasks.spawn(stop.clone().run_until_cancelled_owned(sweep(tokens, nodes.clone(), tenants.clone())));
     tasks.spawn(audit.run(tenants, stop.clone()));
     Ok(ControlPlane { public: addresses.0, nodes: addresses.1, stop, tasks })

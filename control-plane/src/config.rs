@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use scaivault_domain::sync::MIN_INTERVAL;
 use scaivault_domain::time::parse_duration;
 use scaivault_seal::RootKey;
+use scaivault_telemetry::{Format, TelemetryConfig, TraceConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
 
@@ -58,6 +60,15 @@ pub struct Options {
     /// Log one JSON object a line
     #[arg(long, env = "SCAIVAULT_LOG_JSON")]
     pub log_json: bool,
+    /// The shortest `sync_interval` that a backend may have [default: 30s]
+    #[arg(long, env = "SCAIVAULT_MIN_SYNC_INTERVAL", value_name = "DURATION")]
+    pub min_sync_interval: Option<String>,
+    /// Export traces to this collector, OTLP over gRPC, e.g. http://localhost:4317 [default: none]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// The share of the traces that begin here which is exported, 0 to 1 [default: as OTEL_TRACES_SAMPLER says, or all]
+    #[arg(long, env = "SCAIVAULT_TRACE_SAMPLE_RATIO", value_name = "RATIO")]
+    pub trace_sample_ratio: Option<f64>,
 }
 
 /// Settings, parsed.
@@ -104,6 +115,9 @@ impl Options {
             audit_rotate: self.audit_rotate.or(file.audit_rotate),
             log: self.log.or(file.log),
             log_json: self.log_json || file.log_json,
+            min_sync_interval: self.min_sync_interval.or(file.min_sync_interval),
+            otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
+            trace_sample_ratio: self.trace_sample_ratio.or(file.trace_sample_ratio),
             config: self.config,
         })
     }
@@ -130,6 +144,17 @@ impl Options {
                 bail!("no root key: set --root-key-file; `scaivault operator init` makes the file")
             }
         }
+    }
+
+    /// How the process tells about itself.
+    pub fn telemetry(&self) -> (TelemetryConfig, TraceConfig) {
+        let format = if self.log_json { Format::Json } else { Format::Pretty };
+        let traces = TraceConfig {
+            service: "scaivault-control-plane",
+            endpoint: self.otlp_endpoint.clone(),
+            sample_ratio: self.trace_sample_ratio,
+        };
+        (TelemetryConfig { format, filter: self.log.clone() }, traces)
     }
 
     /// Checks the settings.
@@ -160,6 +185,7 @@ impl Options {
             limits: crate::service::federation::Limits {
                 plaintext: self.allow_plaintext_backends,
                 unverified_tls: self.allow_unverified_tls,
+                sync_interval: duration("min-sync-interval", &self.min_sync_interval, MIN_INTERVAL)?,
             },
             unreachable_after: duration(
                 "unreachable-after",

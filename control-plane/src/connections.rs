@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use scaivault_backends::background::Background;
 use scaivault_backends::connection::{self, Connection};
 use scaivault_backends::{EntryKind, RemoteSecret, RemoteVersion};
 use scaivault_domain::mapping::{Listing, RemoteName};
@@ -65,6 +66,18 @@ impl Connections {
     ) -> Result<Vec<RemoteVersion>, Error> {
         check_enabled(backend)?;
         self.of(tenant, backend)?.history(name, backend.timeout).await
+    }
+
+    /// What a sync does with a backend: behind proxied reads, patiently, and counted.
+    ///
+    /// # Errors
+    /// When its target is unusable.
+    pub fn background(
+        &self,
+        tenant: &TenantId,
+        backend: &BackendView,
+    ) -> Result<Background<OwnLeases>, Error> {
+        Ok(self.of(tenant, backend)?.background(backend.timeout))
     }
 
     /// The names of a folder's children that come from this backend, whole; folders end in `/`.

@@ -14,6 +14,7 @@ pub mod publishing;
 pub mod run;
 pub mod service;
 pub mod store;
+pub mod sync;
 
 pub use scaivault_seal::RootKey;
 

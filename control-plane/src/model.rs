@@ -1,8 +1,13 @@
 //! What the rows of the store hold. Each is sealed; see [`crate::store::Records`].
 
+use std::collections::BTreeMap;
+
 use scaivault_domain::access::Scope;
 use scaivault_domain::backend::{BackendId, BackendSpec};
+use scaivault_domain::lease::LeaseKey;
+use scaivault_domain::path::SecretPath;
 use scaivault_domain::secret::{Kind, Metadata, State, Version};
+use scaivault_domain::sync::{Base, Outcome, RunId, SkipReason};
 use scaivault_domain::tenant::{NodeName, TenantId};
 use scaivault_domain::time::Timestamp;
 use scaivault_domain::token::TokenHash;
@@ -118,6 +123,19 @@ pub struct SecretHead {
     pub current: Version,
     /// The state of that version.
     pub state: State,
+    /// When that version was made or changed its state.
+    #[serde(default)]
+    pub changed: Timestamp,
+    /// What was agreed with the backend that it is a copy of. Means nothing to paths that this backend does not sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
+}
+
+impl SecretHead {
+    /// The base, if the secret is a copy of this backend's.
+    pub fn copy_of(&self, backend: &BackendId) -> Option<&Base> {
+        self.base.as_ref().filter(|base| base.backend == *backend)
+    }
 }
 
 /// One version of a local secret, at `tenant / SecretVersion / path@version`; its value follows in the same row.
@@ -137,6 +155,56 @@ pub struct SecretVersionHead {
     pub created: Timestamp,
     /// When it was deleted, if it was.
     pub deleted: Option<Timestamp>,
+    /// The version in the backend that it is a copy of; empty for ScaiVault's own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub remote_version: String,
+}
+
+/// What the last cycles of a backend found, at `tenant / SyncState / backend's id`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SyncState {
+    /// By the pattern of the rule.
+    pub rules: BTreeMap<String, RuleState>,
+    /// By the pattern of the rule: when its next cycle begins.
+    pub due: BTreeMap<String, Timestamp>,
+    /// Known paths that the last cycle over their rule could not verify, with the time when they last were.
+    pub exceptions: BTreeMap<SecretPath, Timestamp>,
+    /// Paths without a copy that the last cycle over their rule left out.
+    pub skipped: BTreeMap<SecretPath, SkipReason>,
+    /// How many copies there are.
+    pub secrets: u64,
+    /// When the last run that was complete or partial ended, and how long it took.
+    pub last_sync: Option<(Timestamp, u64)>,
+    /// The last run that ended: its id, when it began and how it ended.
+    pub last_run: Option<(RunId, Timestamp, Outcome)>,
+    /// How many names and paths it skipped.
+    pub last_skipped: u64,
+    /// Runs in a row that failed.
+    pub failures: u32,
+    /// Why the last run failed, one sentence; empty if it did not.
+    pub failure: String,
+    /// The last run, if it held deletions back, and how many.
+    pub held_back: Option<(RunId, u64)>,
+}
+
+/// How the sync of one rule stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleState {
+    /// The begin of the last cycle that listed everything.
+    pub as_of: Timestamp,
+    /// The begin of the last cycle that read everything, whatever the listing said.
+    pub reread: Timestamp,
+}
+
+/// The key of a secret's head.
+pub fn secret_key(tenant: &TenantId, path: &SecretPath) -> Key {
+    Key::new(tenant, Space::Secret, path.as_str())
+}
+
+/// The key of what the cycles of a backend found.
+pub fn sync_state_key(key: &LeaseKey) -> Key {
+    Key::new(&key.tenant, Space::SyncState, key.backend.as_str())
 }
 
 /// The key of the anchor of a tenant's configuration.

@@ -1,7 +1,6 @@
 //! The control plane as a process: settings, logs, signals.
 
 use anyhow::Context as _;
-use scaivault_telemetry::{Format, TelemetryConfig};
 use secrecy::{ExposeSecret as _, SecretString};
 use std::path::PathBuf;
 
@@ -17,8 +16,8 @@ const ROOT_KEY: &str = "SCAIVAULT_ROOT_KEY";
 /// What keeps it from starting, and what to do about it.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let options = options.with_file()?;
-    let format = if options.log_json { Format::Json } else { Format::Pretty };
-    scaivault_telemetry::init(TelemetryConfig { format, filter: options.log.clone() })?;
+    let (logs, traces) = options.telemetry();
+    let traces = scaivault_telemetry::init_with_traces(logs, traces)?;
     let root = options.root_key(from_environment(ROOT_KEY))?;
     let store = bootstrap::open_store(options.data_dir())?;
     let running = app::start(options.parse()?, store, &root).await?;
@@ -26,6 +25,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     stopped().await?;
     tracing::info!("stopping");
     running.stop().await;
+    traces.flush().await;
     Ok(())
 }
 

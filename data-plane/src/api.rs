@@ -1,4 +1,4 @@
-//! `scaivault.secrets.v1` on a node: reads what backends own, refuses from its view, forwards the rest.
+//! `scaivault.secrets.v1` on a node: reads copies and what backends own, refuses from its view, forwards the rest.
 
 use std::sync::Arc;
 
@@ -6,6 +6,8 @@ use scaivault_backends::RemoteSecret;
 use scaivault_domain::access::{Caller, authorize_delete, authorize_read, authorize_write};
 use scaivault_domain::audit::Action;
 use scaivault_domain::path::SecretPath;
+use scaivault_domain::replica::{SecretKey, Stale};
+use scaivault_domain::secret::Source;
 use scaivault_domain::view::Route;
 use scaivault_domain::{Error, Reason};
 use scaivault_edge::RequestContext;
@@ -18,9 +20,9 @@ use scaivault_telemetry::Metrics;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::forward::{Gate, forwarded, unreachable};
+use crate::forward::{Gate, IN_FORCE, PENDING, REVISION, forwarded, unreachable};
 use crate::known::{Known, View};
-use crate::service::read::Reader;
+use crate::service::read::{Copied, Held, Reader, Wanted};
 
 /// The service on the wire.
 #[derive(Clone, Debug)]
@@ -66,6 +68,25 @@ impl SecretsApi {
         }
     }
 
+    /// Gives the answer to a change of a secret once the change has come here, if the secret is followed here: whoever
+    /// writes and then reads through the same node reads what they wrote.
+    async fn settled<T>(
+        &self,
+        caller: &Caller,
+        path: &SecretPath,
+        mut answer: Response<T>,
+    ) -> Result<Response<T>, Status> {
+        let revision = answer.metadata_mut().remove(REVISION);
+        let revision = revision.and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Some(revision) = revision
+            && self.known.copies().is_followed(&SecretKey::new(&caller.tenant, path))
+            && !self.known.in_force(revision, IN_FORCE).await
+        {
+            answer.metadata_mut().insert(PENDING, tonic::metadata::MetadataValue::from_static("true"));
+        }
+        Ok(answer)
+    }
+
     /// Refuses a change of a path that a backend owns.
     async fn refuse_federated(
         &self,
@@ -75,7 +96,8 @@ impl SecretsApi {
         action: Action,
         path: &SecretPath,
     ) -> Result<(), Status> {
-        let Route::Remote { backend, .. } = view.mounts.route(path) else { return Ok(()) };
+        let route = view.mounts.route(path);
+        let Some(backend) = route.backend() else { return Ok(()) };
         let row = self.reader.row(caller, context, action, path.as_str());
         let refusal = Err(Error::federated_read_only(&backend.name));
         self.reader.close(row, context, refusal).await.map_err(status)
@@ -90,17 +112,39 @@ impl SecretsService for SecretsApi {
         let allowed = authorize_read(&caller, path);
         let row = self.reader.row(&caller, &context, Action::SecretRead, &request.get_ref().path);
         let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
-        match view.mounts.route(allowed.path()) {
-            Route::Local => {
-                let mut upstream = self.upstream.clone();
-                self.forward(upstream.get(forwarded(request))).await
+        let message = request.get_ref();
+        let route = view.mounts.route(allowed.path());
+        if message.version != 0 && !matches!(route, Route::Proxied { .. }) {
+            // Older versions are the store's.
+            let mut upstream = self.upstream.clone();
+            return self.forward(upstream.get(forwarded(request))).await;
+        }
+        let max_age = message
+            .max_age
+            .as_ref()
+            .map(|max_age| wire::parse_duration(Reason::InvalidRequest, "/max_age", max_age));
+        let wanted = Wanted { at_least: message.min_version, max_age: max_age.transpose().map_err(status)? };
+        let copied = match &route {
+            Route::Proxied { .. } => Copied::Proxied,
+            Route::Synced { backend, .. } if !backend.enabled => Copied::Proxied,
+            Route::Local | Route::Synced { .. } => {
+                self.reader.copy(&allowed, &context, &view, &route, &wanted).await.map_err(status)?
             }
-            Route::Remote { backend, name } => {
+        };
+        match (copied, route) {
+            (Copied::Here { held, source }, _) => Ok(Response::new(pb::GetResponse {
+                secret: Some(copy(request.into_inner().path, held, source)),
+            })),
+            (Copied::Proxied, Route::Proxied { backend, name } | Route::Synced { backend, name, .. }) => {
                 let message = request.into_inner();
                 let version = Some(message.version).filter(|version| *version != 0);
                 let found =
                     self.reader.read(&allowed, &context, &backend, &name, version).await.map_err(status)?;
                 Ok(Response::new(pb::GetResponse { secret: Some(secret(message.path, &found)) }))
+            }
+            (Copied::Behind, _) | (Copied::Proxied, Route::Local) => {
+                let mut upstream = self.upstream.clone();
+                self.forward(upstream.get(forwarded(request))).await
             }
         }
     }
@@ -113,7 +157,7 @@ impl SecretsService for SecretsApi {
         let (metadata, extensions, message) = request.into_parts();
         wire::check_batch(&message.paths).map_err(status)?;
         let reads = message.paths.into_iter().map(|path| {
-            let ask = pb::GetRequest { path: path.clone(), version: 0 };
+            let ask = pb::GetRequest { path: path.clone(), ..Default::default() };
             let request = Request::from_parts(metadata.clone(), extensions.clone(), ask);
             async move {
                 let outcome = match self.get(request).await {
@@ -142,7 +186,8 @@ impl SecretsService for SecretsApi {
         let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
         self.refuse_federated(&view, &caller, &context, Action::SecretWrite, allowed.path()).await?;
         let mut upstream = self.upstream.clone();
-        self.forward(upstream.put(forwarded(request))).await
+        let written = self.forward(upstream.put(forwarded(request))).await?;
+        self.settled(allowed.caller(), allowed.path(), written).await
     }
 
     async fn delete(
@@ -156,7 +201,8 @@ impl SecretsService for SecretsApi {
         let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
         self.refuse_federated(&view, &caller, &context, Action::SecretDelete, allowed.path()).await?;
         let mut upstream = self.upstream.clone();
-        self.forward(upstream.delete(forwarded(request))).await
+        let deleted = self.forward(upstream.delete(forwarded(request))).await?;
+        self.settled(allowed.caller(), allowed.path(), deleted).await
     }
 
     async fn list_versions(
@@ -182,5 +228,24 @@ fn secret(path: String, found: &RemoteSecret) -> pb::Secret {
         remote_version: found.remote_version.clone(),
         age: Some(prost_types::Duration::default()),
         create_time: found.created.map(wire::time),
+        stale: false,
+    }
+}
+
+fn copy(path: String, held: Held, source: Source) -> pb::Secret {
+    let replica = held.replica;
+    pb::Secret {
+        path,
+        version: replica.version,
+        secret_type: wire::kind(replica.kind).into(),
+        value: held.value.expose().to_vec().into(),
+        content_type: replica.content_type,
+        metadata: replica.metadata.into_iter().collect(),
+        state: pb::SecretState::Active.into(),
+        source: wire::source(source).into(),
+        remote_version: replica.remote_version,
+        age: Some(wire::duration(held.age)),
+        create_time: replica.created.map(wire::time),
+        stale: held.stale == Stale::Yes,
     }
 }

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use scaivault_backends::connection::Connections;
-use scaivault_discovery::follow;
+use scaivault_discovery::{Demand, Subscriber, follow};
 use scaivault_domain::time::Clock;
 use scaivault_edge::{ClientCertificates, Front, Limits, Readiness, TlsSource, serve};
 use scaivault_journal::{Journal, JournalConfig};
 use scaivault_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
-use scaivault_seal::{Keyring, RootKey};
+use scaivault_seal::Keyring;
 use scaivault_telemetry::{Health, Metrics, SystemClock};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
@@ -24,9 +24,11 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
 use crate::api::SecretsApi;
+use crate::cache::key::KeySource;
+use crate::cache::{Cache, CacheConfig, Found};
 use crate::config::Config;
 use crate::forward::{Forward, Gate};
-use crate::known::{Known, Link};
+use crate::known::{Copies, Known, Link, Remembered};
 use crate::service::read::Reader;
 use crate::upstream::{self, Identity};
 
@@ -89,20 +91,29 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let metrics = Metrics::new();
 
-    let key = journal_key(&config.data_dir)?;
+    let keyring = Arc::new(config.cache_key.keyring(&config.data_dir).await?);
+    // Rows that are not shipped yet must be readable after a restart, whatever becomes of the copies.
+    let journal_keyring = match config.cache_key {
+        KeySource::Memory => Arc::new(KeySource::File.keyring(&config.data_dir).await?),
+        _ => keyring.clone(),
+    };
     let journal = JournalConfig {
         max_bytes: config.audit_max_bytes,
         rotate_after: config.audit_rotate,
         sync: config.audit_sync,
         ..JournalConfig::new(config.data_dir.join("audit"), identity.name.clone())
     };
-    let journal = Arc::new(Journal::open(journal, key.cipher("", "audit-journal"), clock.clone())?);
+    let journal =
+        Arc::new(Journal::open(journal, journal_keyring.cipher("", "audit-journal"), clock.clone())?);
 
     let (demands, demanded) = mpsc::channel(DEMANDS);
     // Views say which connections are still needed, and connections take leases from what is known: the circle is
     // closed here.
     let connections: Arc<OnceLock<Arc<Connections<Known>>>> = Arc::default();
-    let known = Arc::new(Known::new(clock.clone(), demands, config.max_offline).on_view({
+    let (copies, remembered) = open_copies(&config.data_dir, keyring, clock.clone(), demands.clone()).await?;
+    let subscriber = Subscriber::restore(remembered.restored.clone());
+    let known = Known::new(clock.clone(), demands, copies, remembered, config.patience);
+    let known = Arc::new(known.on_view({
         let connections = connections.clone();
         move |tenant, mounts| {
             if let Some(connections) = connections.get() {
@@ -111,12 +122,16 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
         }
     }));
     let connections = connections.get_or_init(|| Arc::new(Connections::new(known.clone()))).clone();
-    let reader = Arc::new(Reader::new(connections, journal.clone(), clock.clone(), metrics.clone()));
+    let reader =
+        Arc::new(Reader::new(known.clone(), connections, journal.clone(), clock.clone(), metrics.clone()));
 
     let readiness = {
         let known = known.clone();
         move || match known.link() {
             Link::Ready => Readiness::ready(),
+            _ if known.is_settling() => {
+                Readiness { ready: false, reasons: vec!["the control plane has not been heard yet".into()] }
+            }
             // What is in force stays so; only a node that has nothing yet cannot serve.
             Link::Starting | Link::Up | Link::Down if known.serves() => {
                 Readiness { ready: true, reasons: vec!["stale: no stream to the control plane".into()] }
@@ -163,7 +178,14 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(serve(listener, tls, router, Limits::default(), stop.clone()));
-    tasks.spawn(follow_control_plane(upstream.clone(), known.clone(), demanded, stop.clone()));
+    tasks.spawn(follow_control_plane(
+        upstream.clone(),
+        subscriber,
+        clock.clone(),
+        known.clone(),
+        demanded,
+        stop.clone(),
+    ));
     tasks.spawn({
         let (identity, upstream) = (identity.clone(), upstream.clone());
         stop.clone().run_until_cancelled_owned(async move { identity.keep_renewed(upstream, clock).await })
@@ -173,6 +195,7 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
         loop {
             tokio::time::sleep(SWEEP).await;
             swept.sweep().await;
+            swept.confirm();
         }
     }));
     let shipping = tokio::spawn(upstream::ship(journal.clone(), upstream));
@@ -181,15 +204,17 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
 
 async fn follow_control_plane(
     upstream: Channel,
+    subscriber: Subscriber,
+    clock: Arc<dyn Clock>,
     known: Arc<Known>,
-    demanded: mpsc::Receiver<scaivault_discovery::Demand>,
+    demanded: mpsc::Receiver<Demand>,
     stop: CancellationToken,
 ) {
     let connect = || {
         let client = DiscoveryServiceClient::new(upstream.clone());
         async move { Ok::<_, std::convert::Infallible>(client) }
     };
-    follow(connect, env!("CARGO_PKG_VERSION"), known, demanded, stop).await;
+    follow(connect, subscriber, env!("CARGO_PKG_VERSION"), clock, known, demanded, stop).await;
 }
 
 /// A directory for the node alone.
@@ -202,20 +227,32 @@ fn private_dir(dir: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make {} a directory for the node alone", dir.display()))
 }
 
-/// The key ring of the journal, wrapped by a key of this node that never leaves it.
-fn journal_key(dir: &Path) -> anyhow::Result<Keyring> {
-    let (root_file, ring_file) = (dir.join("node.key"), dir.join("node.keyring"));
-    let root =
-        if root_file.exists() { RootKey::from_file(&root_file)? } else { RootKey::create_file(&root_file)? };
-    match fs::read(&ring_file) {
-        Ok(wrapped) => Ok(Keyring::unwrap(&wrapped, &root)
-            .with_context(|| format!("{} does not fit {}", ring_file.display(), root_file.display()))?),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let ring = Keyring::generate();
-            fs::write(&ring_file, ring.wrap(&root))
-                .with_context(|| format!("cannot write {}", ring_file.display()))?;
-            Ok(ring)
+/// The copies of an earlier run, or none. Whatever is wrong with them, the node starts.
+async fn open_copies(
+    dir: &Path,
+    keyring: Arc<Keyring>,
+    clock: Arc<dyn Clock>,
+    demands: mpsc::Sender<Demand>,
+) -> anyhow::Result<(Copies, Remembered)> {
+    let config = CacheConfig::new(dir.join("cache"), keyring, clock);
+    let opened = tokio::task::spawn_blocking(move || Cache::open(config)).await??;
+    let forgotten = move |hash| {
+        // A full channel costs a demand that stays open, nothing more.
+        let _ = demands.try_send(Demand::DropSecret(hash));
+    };
+    let copies = Copies::new(Arc::new(opened.cache), forgotten);
+    let remembered = match opened.found {
+        Found::Warm(warm) => copies.remember(warm),
+        Found::Empty => Remembered::default(),
+        Found::SetAside(why) => {
+            tracing::warn!("the cache of an earlier run was set aside: {why}");
+            Remembered::default()
         }
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", ring_file.display())),
-    }
+        Found::NoDisk(why) => {
+            tracing::error!("copies are kept in memory only: {why}");
+            Remembered::default()
+        }
+    };
+    tracing::info!(secrets = copies.cache().len(), "copies of an earlier run");
+    Ok((copies, remembered))
 }

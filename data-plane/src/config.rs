@@ -8,8 +8,12 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use scaivault_domain::time::parse_duration;
 use scaivault_journal::SyncPolicy;
+use scaivault_telemetry::{Format, TelemetryConfig, TraceConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
+
+use crate::cache::key::KeySource;
+use crate::known::Patience;
 
 /// What can be set. Every name is a flag, an environment variable and a key of the file alike.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -43,6 +47,13 @@ pub struct Options {
     /// How long known tokens are trusted without the control plane [default: 1h]
     #[arg(long, env = "SCAIVAULT_MAX_OFFLINE", value_name = "DURATION")]
     pub max_offline: Option<String>,
+    /// How long copies of secrets are served without the control plane [default: 24h]
+    #[arg(long, env = "SCAIVAULT_MAX_OFFLINE_VALUES", value_name = "DURATION")]
+    pub max_offline_values: Option<String>,
+    /// Where the key of the cache and the journal comes from: `file` (node.key in the data directory), `env:NAME`,
+    /// `command:PROGRAM ARGS`, or `memory` (nothing can be read after a restart) [default: file]
+    #[arg(long, env = "SCAIVAULT_CACHE_KEY", value_name = "SOURCE")]
+    pub cache_key: Option<String>,
     /// Most bytes of the audit journal that wait for the control plane; then no value leaves [default: 1073741824]
     #[arg(long, env = "SCAIVAULT_AUDIT_MAX_BYTES", value_name = "BYTES")]
     pub audit_max_bytes: Option<u64>,
@@ -58,6 +69,12 @@ pub struct Options {
     /// Log one JSON object a line
     #[arg(long, env = "SCAIVAULT_LOG_JSON")]
     pub log_json: bool,
+    /// Export traces to this collector, OTLP over gRPC, e.g. http://localhost:4317 [default: none]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// The share of the traces that begin here which is exported, 0 to 1 [default: as OTEL_TRACES_SAMPLER says, or all]
+    #[arg(long, env = "SCAIVAULT_TRACE_SAMPLE_RATIO", value_name = "RATIO")]
+    pub trace_sample_ratio: Option<f64>,
 }
 
 /// Settings, parsed.
@@ -73,8 +90,10 @@ pub struct Config {
     pub join_token_file: Option<PathBuf>,
     /// Certificate chain and key of the API.
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// How long grants are trusted without the control plane.
-    pub max_offline: Duration,
+    /// How long what is held is trusted without the control plane.
+    pub patience: Patience,
+    /// Where the key of the cache and the journal comes from.
+    pub cache_key: KeySource,
     /// Most bytes of the journal.
     pub audit_max_bytes: u64,
     /// How old the oldest row of an open journal file may be.
@@ -103,13 +122,28 @@ impl Options {
             tls_key_file: self.tls_key_file.or(file.tls_key_file),
             plaintext: self.plaintext || file.plaintext,
             max_offline: self.max_offline.or(file.max_offline),
+            max_offline_values: self.max_offline_values.or(file.max_offline_values),
+            cache_key: self.cache_key.or(file.cache_key),
             audit_max_bytes: self.audit_max_bytes.or(file.audit_max_bytes),
             audit_rotate: self.audit_rotate.or(file.audit_rotate),
             audit_fsync: self.audit_fsync || file.audit_fsync,
             log: self.log.or(file.log),
             log_json: self.log_json || file.log_json,
+            otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
+            trace_sample_ratio: self.trace_sample_ratio.or(file.trace_sample_ratio),
             config: self.config,
         })
+    }
+
+    /// How the process tells about itself.
+    pub fn telemetry(&self) -> (TelemetryConfig, TraceConfig) {
+        let format = if self.log_json { Format::Json } else { Format::Pretty };
+        let traces = TraceConfig {
+            service: "scaivault-data-plane",
+            endpoint: self.otlp_endpoint.clone(),
+            sample_ratio: self.trace_sample_ratio,
+        };
+        (TelemetryConfig { format, filter: self.log.clone() }, traces)
     }
 
     /// Checks the settings.
@@ -140,7 +174,15 @@ impl Options {
                 .context("no control plane: set --control-plane, e.g. https://control-plane:8201")?,
             join_token_file: self.join_token_file,
             tls,
-            max_offline: duration("max-offline", &self.max_offline, Duration::from_secs(3600))?,
+            patience: Patience {
+                grants: duration("max-offline", &self.max_offline, Duration::from_secs(3600))?,
+                values: duration(
+                    "max-offline-values",
+                    &self.max_offline_values,
+                    Duration::from_secs(24 * 3600),
+                )?,
+            },
+            cache_key: self.cache_key.as_deref().unwrap_or("file").parse()?,
             audit_max_bytes: self.audit_max_bytes.unwrap_or(1 << 30),
             audit_rotate: duration("audit-rotate", &self.audit_rotate, Duration::from_secs(10))?,
             audit_sync: if self.audit_fsync { SyncPolicy::Group } else { SyncPolicy::None },

@@ -15,6 +15,7 @@ use scaivault_domain::{Error, Reason};
 use scaivault_edge::auth::TENANT;
 use scaivault_edge::error::grpc::status;
 use scaivault_edge::{RequestContext, refusal};
+use scaivault_telemetry::trace;
 use tokio::sync::Semaphore;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
@@ -25,11 +26,11 @@ use tower::ServiceExt as _;
 use crate::known::{Known, Link};
 
 /// The control plane's word for the commit of a change.
-const REVISION: HeaderName = HeaderName::from_static("x-scaivault-revision");
+pub(crate) const REVISION: &str = "x-scaivault-revision";
 /// How long an answer waits for its change to be in force here.
-const IN_FORCE: Duration = Duration::from_secs(5);
+pub(crate) const IN_FORCE: Duration = Duration::from_secs(5);
 /// Says that an answer did not wait long enough.
-const PENDING: HeaderName = HeaderName::from_static("x-scaivault-pending");
+pub(crate) const PENDING: &str = "x-scaivault-pending";
 /// Headers of one connection, which the next one has its own of.
 const HOP: [HeaderName; 6] = [
     CONNECTION,
@@ -42,6 +43,8 @@ const HOP: [HeaderName; 6] = [
 
 /// How long the control plane may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a caller may ask to wait for the end of a sync.
+const LONGEST_SYNC: Duration = Duration::from_secs(60);
 
 /// The way to the control plane: open while there is a stream. Without one, one call at a time tries; the others are
 /// refused at once, instead of queueing up for a connection that is not there.
@@ -62,11 +65,15 @@ impl Gate {
     /// # Errors
     /// `control_plane_unavailable` if it was not made, or not answered.
     pub async fn pass<T>(&self, call: impl Future<Output = T>) -> Result<T, Error> {
+        self.pass_within(PATIENCE, call).await
+    }
+
+    async fn pass_within<T>(&self, patience: Duration, call: impl Future<Output = T>) -> Result<T, Error> {
         let _trial = match self.known.link() {
             Link::Up | Link::Ready => None,
             Link::Starting | Link::Down => Some(self.trial.try_acquire().map_err(|_| no_control_plane())?),
         };
-        tokio::time::timeout(PATIENCE, call).await.map_err(|_| {
+        tokio::time::timeout(patience, call).await.map_err(|_| {
             Error::new(
                 Reason::ControlPlaneUnavailable,
                 "the control plane did not answer in time; a change that was asked for may still happen",
@@ -98,10 +105,12 @@ impl Forward {
         for name in HOP {
             parts.headers.remove(name);
         }
+        trace::inject(&mut parts.headers);
         parts.extensions.clear();
         parts.version = http::Version::HTTP_2;
         let request = http::Request::from_parts(parts, tonic::body::Body::new(body));
-        match self.gate.pass(self.upstream.oneshot(request)).await {
+        let patience = if may_wait(request.uri().path()) { PATIENCE + LONGEST_SYNC } else { PATIENCE };
+        match self.gate.pass_within(patience, self.upstream.oneshot(request)).await {
             Ok(Ok(response)) => {
                 let revision =
                     response.headers().get(REVISION).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -122,7 +131,13 @@ impl Forward {
     }
 }
 
-/// The same call for the control plane: only the headers that it needs, and the id that the caller is told.
+/// Whether the caller may have asked to wait for the end of a sync.
+fn may_wait(path: &str) -> bool {
+    path.ends_with("/sync") || path.ends_with("/SyncBackend")
+}
+
+/// The same call for the control plane: only the headers that it needs, the id that the caller is told, and the trace
+/// that we are in.
 pub(crate) fn forwarded<T>(request: Request<T>) -> Request<T> {
     let context = RequestContext::of(&request);
     let (metadata, _, message) = request.into_parts();
@@ -135,6 +150,7 @@ pub(crate) fn forwarded<T>(request: Request<T>) -> Request<T> {
     if let Ok(id) = context.request_id.parse() {
         kept.insert("x-request-id", id);
     }
+    trace::inject(kept.as_mut());
     Request::from_parts(kept, tonic::Extensions::default(), message)
 }
 

@@ -1,6 +1,5 @@
 //! A node as a process: settings, logs, signals.
 
-use scaivault_telemetry::{Format, TelemetryConfig};
 use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,8 +15,8 @@ const JOIN_TOKEN: &str = "SCAIVAULT_JOIN_TOKEN";
 /// What keeps it from starting, and what to do about it.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let options = options.with_file()?;
-    let format = if options.log_json { Format::Json } else { Format::Pretty };
-    scaivault_telemetry::init(TelemetryConfig { format, filter: options.log.clone() })?;
+    let (logs, traces) = options.telemetry();
+    let traces = scaivault_telemetry::init_with_traces(logs, traces)?;
     let token = std::env::var(JOIN_TOKEN).ok().filter(|text| !text.is_empty()).map(SecretString::from);
     let node = app::start(options.parse()?, token).await?;
     tracing::info!(address = %node.address, "the node serves");
@@ -29,5 +28,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     tracing::info!("stopping");
     node.stop().await;
+    traces.flush().await;
     Ok(())
 }

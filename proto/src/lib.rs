@@ -50,6 +50,7 @@ redacted! {
     admin::v1::CreateNodeResponse { node },
     discovery::v1::EnrolRequest { },
     discovery::v1::Lease { key, id },
+    discovery::v1::SecretCopy { name, revision, version, state },
 }
 
 impl std::fmt::Debug for discovery::v1::lease::Material {
@@ -72,6 +73,13 @@ mod tests {
         let enrol = discovery::v1::EnrolRequest { join_secret: CANARY.into(), csr: Vec::new() };
         let material = discovery::v1::lease::Material::VaultToken(CANARY.into());
         let lease = discovery::v1::Lease { material: Some(material), ..Default::default() };
+        let copy = discovery::v1::SecretCopy {
+            value: Some(CANARY.into()),
+            metadata: [(CANARY.into(), CANARY.into())].into(),
+            ..Default::default()
+        };
+        let upsert =
+            discovery::v1::Upsert { resource: Some(discovery::v1::upsert::Resource::Secret(copy.clone())) };
         let answer = secrets::v1::GetResponse { secret: Some(secret.clone()) };
         for printed in [
             format!("{secret:?}"),
@@ -81,6 +89,8 @@ mod tests {
             format!("{node:?}"),
             format!("{enrol:?}"),
             format!("{lease:?}"),
+            format!("{copy:?}"),
+            format!("{upsert:?}"),
         ] {
             assert!(!printed.contains(CANARY), "{printed}");
         }

@@ -57,7 +57,8 @@ async fn status_tells_how_far_each_node_is() -> Result<()> {
     for (index, node) in told.iter().enumerate() {
         let expected = json!({
             "name": format!("node-{index}"), "connected": true, "sent_generation": generation,
-            "generation": generation, "refusal": null, "has_lease": true,
+            "generation": generation, "refusal": null, "has_lease": true, "prefetched": false,
+            "secrets": 0,
         });
         assert_eq!(*node, expected);
     }

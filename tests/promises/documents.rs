@@ -16,6 +16,9 @@ const SERVED: &str = "
     DELETE /v1/federation/backends/{id}
     GET /v1/federation/backends/{id}/status
     POST /v1/federation/backends/{id}/sync
+    GET /v1/federation/backends/{id}/syncs
+    GET /v1/federation/backends/{id}/syncs/{run}
+    POST /v1/federation/backends/{id}/syncs/{run}/cancel
     GET /v1/federation/events
     GET /v1/tenants
     POST /v1/tenants
@@ -57,7 +60,7 @@ async fn the_served_openapi_lists_every_route() -> Result<()> {
     // And what is listed is served: whatever it answers, it is not "no such route".
     for route in routes {
         let (method, path) = route.split_once(' ').context("a method")?;
-        let path = ["{path}", "{id}", "{name}", "{accessor}"]
+        let path = ["{path}", "{id}", "{run}", "{name}", "{accessor}"]
             .iter()
             .fold(path.to_owned(), |path, name| path.replace(name, "x"));
         let answer = rest.without_token().send(method.parse()?, &path, None).await?;

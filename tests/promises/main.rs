@@ -18,4 +18,5 @@ mod reading;
 mod refusing;
 mod servers;
 mod tenants;
+mod tracing;
 mod writing;

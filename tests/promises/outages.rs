@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use reqwest::Method;
 use scaivault_tests::faults::Fault;
@@ -232,17 +232,18 @@ async fn a_killed_node_serves_again_as_soon_as_it_runs() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_node_that_starts_without_the_control_plane_serves_once_that_is_back() -> Result<()> {
+async fn a_node_that_starts_without_the_control_plane_has_no_lease_until_that_is_back() -> Result<()> {
     let mut federated = Federated::start().await?;
     let rest = federated.planes.rest(0)?;
     federated.planes.control_plane.stop().await?;
     federated.planes.nodes[0].kill9();
     federated.planes.nodes[0].start_again().await?;
-    assert_eq!(readiness(&rest).await?.0, 503);
+    federated.planes.nodes[0].ready().await?;
+    let (status, reasons) = readiness(&rest).await?;
+    assert_eq!(status, 200, "what it held it still holds");
+    assert!(reasons.contains("stale"), "{reasons}");
     let refused = rest.get(PROXIED).await?;
-    assert_eq!(refused.refusal(), NO_CONTROL_PLANE, "{}", refused.text);
+    assert_eq!(refused.refusal(), (503, "no_lease"), "{}", refused.text);
     federated.planes.control_plane.start_again().await?;
-    federated.planes.nodes[0].ready().await.context("the control plane is back")?;
-    assert_eq!(rest.get(PROXIED).await?.status, 200);
-    Ok(())
+    wait::until("it is read again", async || Ok((rest.get(PROXIED).await?.status == 200).then_some(()))).await
 }

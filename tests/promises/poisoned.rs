@@ -9,15 +9,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::Stream;
-use scaivault_data_plane::known::Known;
+use scaivault_data_plane::cache::{Cache, CacheConfig};
+use scaivault_data_plane::known::{Copies, Known, Patience, Remembered};
 use scaivault_discovery::wire::view_chunks;
 use scaivault_discovery::{
-    Demand, Demands, Desired, NodeBoard, NodeIdentity, Source, Tenants, ViewProgress, delta_stream, follow,
+    Demand, Demands, Desired, Found, Mark, NodeBoard, NodeIdentity, SecretChanges, Source, Subscriber, Surveyed,
+    Tenants, ViewProgress, delta_stream, follow,
 };
-use scaivault_domain::backend::{self, BackendId, Mode, Target, VaultTarget};
+use scaivault_domain::backend::{self, BackendId, Target, VaultTarget};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::PathMapping;
 use scaivault_domain::path::SecretPath;
+use scaivault_domain::replica::{Absence, SecretKey};
+use scaivault_domain::sync::{Mode, SyncSettings};
 use scaivault_domain::tenant::{BackendName, NodeName, TenantId};
 use scaivault_domain::view::{BackendView, Generation, Route, TenantView};
 use scaivault_proto::discovery::v1::delta_request::Message;
@@ -27,6 +31,7 @@ use scaivault_proto::discovery::v1::{
     DeltaRequest, DeltaResponse, RenewCertificateRequest, RenewCertificateResponse, ShipSegmentRequest,
     ShipSegmentResponse, Upsert, upsert,
 };
+use scaivault_seal::Keyring;
 use scaivault_telemetry::SystemClock;
 use scaivault_tests::{ports, wait};
 use tokio::sync::{mpsc, watch};
@@ -71,6 +76,7 @@ impl<T: Streams> DiscoveryService for Wire<T> {
 struct Publisher {
     views: Mutex<BTreeMap<TenantId, Arc<TenantView>>>,
     commits: watch::Sender<u64>,
+    feed: watch::Sender<Mark>,
     board: Arc<NodeBoard>,
 }
 
@@ -113,6 +119,22 @@ impl Source for Publisher {
     }
 
     async fn lease_refused(&self, _: &NodeIdentity, _: &LeaseKey, _: &str) {}
+
+    fn feed(&self) -> watch::Receiver<Mark> {
+        self.feed.subscribe()
+    }
+
+    async fn changed(&self, cursor: u64, _: usize) -> Result<Option<SecretChanges>, Status> {
+        Ok(Some(SecretChanges { next: cursor + 1, ..SecretChanges::default() }))
+    }
+
+    async fn secrets(&self, _: &NodeIdentity, keys: &[SecretKey], _: usize) -> Result<Vec<Found>, Status> {
+        Ok(keys.iter().map(|_| Err(Absence::NotFound)).collect())
+    }
+
+    async fn survey(&self, _: &TenantId, _: Option<&SecretPath>, _: usize) -> Result<Vec<Surveyed>, Status> {
+        Ok(Vec::new())
+    }
 }
 
 /// What the node's certificate would say.
@@ -154,7 +176,7 @@ impl Replayer {
             .map(|chunk| Upsert { resource: Some(upsert::Resource::View(chunk)) })
             .collect();
         let response =
-            DeltaResponse { nonce, epoch: "one".into(), revision: 0, removals: Vec::new(), upserts };
+            DeltaResponse { nonce, epoch: "one".into(), upserts, ..DeltaResponse::default() };
         let stream = self.stream.subscribe().wait_for(Option::is_some).await?.clone();
         Ok(stream.context("a stream")?.send(Ok(response)).await?)
     }
@@ -185,13 +207,25 @@ impl Node {
             Server::builder().add_service(service).serve(addr).await.expect("the port is free");
         });
         let (demands, demanded) = mpsc::channel(1);
-        let known = Arc::new(Known::new(Arc::new(SystemClock), demands.clone(), Duration::from_secs(60)));
+        let clock = Arc::new(SystemClock);
+        // In no directory: it holds nothing that has to outlive the test.
+        let cache = CacheConfig::new("/dev/null/cache", Arc::new(Keyring::generate()), clock.clone());
+        let cache = Cache::open(cache).expect("nobody else has it").cache;
+        let minute = Duration::from_secs(60);
+        let known = Arc::new(Known::new(
+            clock.clone(),
+            demands.clone(),
+            Copies::new(Arc::new(cache), |_| {}),
+            Remembered::default(),
+            Patience { grants: minute, values: minute },
+        ));
         let sink = known.clone();
         let follower = tokio::spawn(async move {
             let channel = Endpoint::from_shared(format!("http://{addr}")).expect("an address").connect_lazy();
             let connect =
                 || std::future::ready(Ok::<_, Infallible>(DiscoveryServiceClient::new(channel.clone())));
-            follow(connect, "test", sink, demanded, CancellationToken::new()).await;
+            let stop = CancellationToken::new();
+            follow(connect, Subscriber::new(), "test", clock, sink, demanded, stop).await;
         });
         Node { known, _demands: demands, tasks: [server, follower] }
     }
@@ -201,7 +235,7 @@ impl Node {
         let view = self.known.view(&name(tenant))?;
         Ok(match view.mounts.route(&SecretPath::parse(path)?) {
             Route::Local => "local".into(),
-            Route::Remote { backend, name } => format!("{} {}", backend.name, name.as_str()),
+            Route::Proxied { backend, name } | Route::Synced { backend, name, .. } => format!("{} {}", backend.name, name.as_str()),
         })
     }
 }
@@ -223,6 +257,7 @@ fn backend(number: u8, pattern: &str, template: &str) -> BackendView {
         }),
         mapping: PathMapping::parse([(pattern.to_owned(), template.to_owned())]).expect("a rule"),
         mode: Mode::Proxy,
+        sync: SyncSettings::default(),
         enabled: true,
         timeout: Duration::from_secs(5),
     }
@@ -240,7 +275,7 @@ fn good(tenant: &str, generation: Generation) -> TenantView {
 async fn a_poisoned_view_is_refused_and_the_last_good_one_serves() -> Result<()> {
     let publisher = Arc::new(Publisher {
         views: Mutex::default(),
-        commits: watch::Sender::new(0),
+        commits: watch::Sender::new(0), feed: watch::Sender::new(Mark::default()),
         board: Arc::new(NodeBoard::new(Arc::new(SystemClock))),
     });
     let node = Node::follow(publisher.clone());

@@ -45,7 +45,7 @@ async fn a_mapped_path_shows_what_its_backend_has() -> Result<()> {
 async fn one_port_speaks_every_protocol() -> Result<()> {
     let federated = Federated::start().await?;
     let planes = &federated.planes;
-    let get = GetRequest { path: "external/hashicorp/app/db".into(), version: 0 };
+    let get = GetRequest { path: "external/hashicorp/app/db".into(), ..Default::default() };
     let by_grpc =
         planes.secrets_client(0)?.get(get.clone()).await?.into_inner().secret.context("no secret")?;
     assert_eq!(by_grpc.source(), SecretSource::Proxy);
@@ -179,10 +179,10 @@ async fn what_has_no_value_says_why() -> Result<()> {
     }
     let mut grpc = federated.planes.secrets_client(0)?;
     for path in ["", "/", "external/../top", "./a", "a\0", "ä", "a\\b", &"a".repeat(256)] {
-        let status = grpc.get(GetRequest { path: path.into(), version: 0 }).await.expect_err(path);
+        let status = grpc.get(GetRequest { path: path.into(), ..Default::default() }).await.expect_err(path);
         assert_eq!(error(&status).reason, Reason::InvalidPath, "{path}");
     }
-    let get = GetRequest { path: "external/hashicorp/gone".into(), version: 0 };
+    let get = GetRequest { path: "external/hashicorp/gone".into(), ..Default::default() };
     let status = grpc.get(get).await.expect_err("it is deleted");
     assert_eq!(error(&status).reason, Reason::NotActive);
     Ok(())

@@ -40,9 +40,15 @@ async fn what_is_wrong_is_named_and_nothing_is_stored() -> Result<()> {
         ("/path_mapping/0/colour", "1", "invalid_mapping"),
         ("/type", r#""keepass""#, "invalid_config"),
         ("/type", "7", "invalid_config"),
-        ("/mode", r#""sync""#, "invalid_config"),
         ("/mode", r#""both""#, "invalid_config"),
-        ("/sync_interval", r#""15m""#, "invalid_config"),
+        ("/sync_interval", r#""900ms""#, "invalid_config"),
+        ("/sync_interval", r#""25h""#, "invalid_config"),
+        ("/sync_interval", r#""often""#, "invalid_config"),
+        ("/write_policy", r#""write_through""#, "invalid_config"),
+        ("/write_policy", r#""sometimes""#, "invalid_config"),
+        ("/conflict_policy", r#""manual""#, "invalid_config"),
+        ("/max_staleness", r#""10ms""#, "invalid_config"),
+        ("/history_depth", "1000", "invalid_config"),
         ("/enabled", r#""yes""#, "invalid_request"),
         ("/config", "[]", "invalid_config"),
         ("/config/tls_verify", r#""yes""#, "invalid_config"),
@@ -95,7 +101,7 @@ fn put_proto(backend: &mut Backend, config: &mut HashicorpVaultConfig, pointer: 
         "/config/timeout" => backend.timeout = Some(prost_types::Duration { seconds: 7200, nanos: 0 }),
         "/path_mapping/0" => {
             let member = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
-            backend.rules = vec![PathRule { pattern: member("pattern"), template: member("template") }];
+            backend.rules = vec![PathRule { pattern: member("pattern"), template: member("template"), ..Default::default() }];
         }
         other => panic!("{other} is not in this table"),
     }
@@ -141,7 +147,7 @@ async fn rest_and_grpc_refuse_alike() -> Result<()> {
             auth_config_path: CREDENTIAL.into(),
             ..Default::default()
         };
-        let rules = vec![PathRule { pattern: "a/**".into(), template: "s/**".into() }];
+        let rules = vec![PathRule { pattern: "a/**".into(), template: "s/**".into(), ..Default::default() }];
         let mut backend =
             Backend { name: "good".into(), rules, mode: Mode::Proxy.into(), ..Default::default() };
         put_proto(&mut backend, &mut config, pointer, &value);

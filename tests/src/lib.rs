@@ -4,6 +4,7 @@
 //! process that holds the handle dies first. Everything listens on loopback only.
 
 pub mod authority;
+pub mod collector;
 pub mod faults;
 pub mod http;
 pub mod planes;

@@ -41,6 +41,7 @@ pub struct Options {
     audit_max_bytes: Option<u64>,
     max_offline: Option<Duration>,
     allow_unverified_tls: bool,
+    traces: Option<String>,
     log: &'static str,
 }
 
@@ -59,6 +60,7 @@ impl Default for Options {
             audit_max_bytes: None,
             max_offline: None,
             allow_unverified_tls: false,
+            traces: None,
             log: LOG,
         }
     }
@@ -104,6 +106,13 @@ impl Options {
     #[must_use]
     pub fn allow_unverified_tls(mut self) -> Self {
         self.allow_unverified_tls = true;
+        self
+    }
+
+    /// Has the planes export their traces to this collector.
+    #[must_use]
+    pub fn traces(mut self, endpoint: String) -> Self {
+        self.traces = Some(endpoint);
         self
     }
 
@@ -271,12 +280,14 @@ impl Planes {
             ("--node-listen", node_listener.to_string()),
             ("--root-key-file", root_key),
             ("--audit-rotate", "300ms".into()),
+            ("--min-sync-interval", "1s".into()),
             ("--unreachable-after", format!("{}ms", options.unreachable_after.as_millis())),
             ("--log", options.log.into()),
         ] {
             arguments.extend([flag.to_owned(), value]);
         }
         arguments.push("--allow-plaintext-backends".into());
+        arguments.extend(options.traces.iter().map(|endpoint| format!("--otlp-endpoint={endpoint}")));
         if options.allow_unverified_tls {
             arguments.push("--allow-unverified-tls".into());
         }
@@ -354,6 +365,8 @@ impl Planes {
         ] {
             arguments.extend([flag.to_owned(), value]);
         }
+        let traces = self.options.traces.iter();
+        arguments.extend(traces.map(|endpoint| format!("--otlp-endpoint={endpoint}")));
         if let Some(bytes) = self.options.audit_max_bytes {
             arguments.extend(["--audit-max-bytes".into(), bytes.to_string()]);
         }

@@ -1,24 +1,25 @@
-//! `backend add | list | show | set | remove | status | sync | events`.
+//! `backend add | list | show | set | remove | status | sync | syncs | sync-report | sync-cancel | events`.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{ArgAction, Args, Subcommand};
 use scaivault_domain::backend::{BackendId, HASHICORP_VAULT, VaultAuthMethod};
+use scaivault_domain::sync::{ConflictPolicy, MAX_HISTORY, Mode, WritePolicy};
 use scaivault_domain::tenant::BackendName;
 use scaivault_proto::federation::v1::{
-    Backend, BackendHealth, CreateBackendRequest, DeleteBackendRequest, GetBackendRequest,
-    GetBackendStatusRequest, GetBackendStatusResponse, ListBackendsRequest, SyncBackendRequest,
-    UpdateBackendRequest,
+    Backend, BackendHealth, CopiesPolicy, CreateBackendRequest, DeleteBackendRequest, GetBackendRequest,
+    GetBackendStatusRequest, GetBackendStatusResponse, ListBackendsRequest, UpdateBackendRequest,
 };
 use serde::Serialize;
 
-use super::backend_file::{BackendFile, Rules, Stored};
-use super::{events, wire};
+use super::backend_file::{BackendFile, Rule, Rules, Stored, rule};
+use super::{events, sync, wire};
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::output::{Output, details, table};
-use crate::parse::{self, Pair};
+use crate::parse;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -31,11 +32,20 @@ pub(crate) enum Command {
     /// Change the configuration of a backend; what is not named stays as it is.
     Set(Box<Set>),
     /// Stop federating a store; the store itself is left as it is.
-    Remove(Named),
+    Remove(Remove),
     /// Show whether a backend works, and how far each node is with its configuration.
     Status(Named),
-    /// Start a sync.
-    Sync(Named),
+    /// Start a sync, or join the one under way.
+    ///
+    /// With --wait the exit code tells how it ended: 0 complete; 3 partial, so something was left out; 2 failed or
+    /// cancelled, or the time is up.
+    Sync(sync::Sync),
+    /// List the last syncs of a backend, newest first.
+    Syncs(Named),
+    /// Show what a sync did, what it left out and why.
+    SyncReport(sync::OfRun),
+    /// End a running sync; what it committed stays.
+    SyncCancel(sync::OfRun),
     /// Show what happened to a backend.
     Events(BackendEvents),
 }
@@ -44,7 +54,16 @@ pub(crate) enum Command {
 pub(crate) struct Named {
     /// Name or id of the backend.
     #[arg(value_name = "NAME|ID", value_parser = reference)]
-    backend: Reference,
+    pub(super) backend: Reference,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    #[command(flatten)]
+    named: Named,
+    /// Erase its copies too; otherwise they become ordinary local secrets.
+    #[arg(long)]
+    purge: bool,
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +99,9 @@ pub(crate) struct Set {
     /// Accept that existing local secrets are hidden by the mapping.
     #[arg(long)]
     adopt: bool,
+    /// Accept that copies which were changed here are erased when their paths are proxied again.
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -128,12 +150,36 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "DURATION")]
     timeout: Option<String>,
     /// Which paths are which names in the store, e.g. 'external/vault/**=secret/data/**'. Repeatable; the first that
-    /// matches wins.
-    #[arg(long = "map", value_name = "PATTERN=TEMPLATE", value_parser = parse::pair, action = ArgAction::Append)]
-    mapping: Option<Vec<Pair>>,
-    /// How reads are served: proxy (the default).
-    #[arg(long)]
-    mode: Option<String>,
+    /// matches wins. A rule may override settings of the backend: 'a/**=secret/a/**,mode=sync,sync-interval=30s'; there
+    /// are mode, sync-interval, write-policy, conflict-policy.
+    #[arg(
+        long = "map",
+        value_name = "PATTERN=TEMPLATE[,SETTING=VALUE…]",
+        value_parser = rule,
+        action = ArgAction::Append
+    )]
+    mapping: Option<Vec<Rule>>,
+    /// How reads are served: from the store each time (proxy, the default), or from copies (sync).
+    #[arg(long, value_parser = parse::one_of(Mode::ALL, Mode::as_str))]
+    mode: Option<Mode>,
+    /// From the start of one sync to the start of the next, e.g. 15m; needed with --mode sync.
+    #[arg(long, value_name = "DURATION")]
+    sync_interval: Option<String>,
+    /// What becomes of writes to synced paths. This version serves `disabled` only.
+    #[arg(long, value_name = "POLICY", value_parser = parse::one_of(WritePolicy::ALL, WritePolicy::as_str))]
+    write_policy: Option<WritePolicy>,
+    /// Who is right when both sides of a synced path changed. This version serves `backend_wins` only.
+    #[arg(long, value_name = "POLICY", value_parser = parse::one_of(ConflictPolicy::ALL, ConflictPolicy::as_str))]
+    conflict_policy: Option<ConflictPolicy>,
+    /// Let every node hold every copy, instead of those that were read there.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    prefetch: Option<bool>,
+    /// How old an answer may be, e.g. 1m; an older copy is compared with the store first.
+    #[arg(long, value_name = "DURATION")]
+    max_staleness: Option<String>,
+    /// How many versions the first copy of a secret brings along (10 unless set).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_HISTORY)))]
+    history_depth: Option<u32>,
     /// Whether it is used; a backend that is not keeps its paths and refuses reads.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enabled: Option<bool>,
@@ -167,11 +213,14 @@ impl Settings {
         );
         put(&mut config.allow_static_on_nodes, self.allow_static_on_nodes);
         put(&mut config.timeout, self.timeout);
-        put(
-            &mut file.path_mapping,
-            self.mapping.map(|pairs| Rules(pairs.into_iter().map(|pair| (pair.key, pair.value)).collect())),
-        );
-        put(&mut file.mode, self.mode);
+        put(&mut file.path_mapping, self.mapping.map(Rules));
+        put(&mut file.mode, self.mode.map(|mode| mode.as_str().to_owned()));
+        put(&mut file.sync_interval, self.sync_interval);
+        put(&mut file.write_policy, self.write_policy.map(Some));
+        put(&mut file.conflict_policy, self.conflict_policy.map(Some));
+        put(&mut file.prefetch, self.prefetch);
+        put(&mut file.max_staleness, self.max_staleness);
+        put(&mut file.history_depth, self.history_depth.map(Some));
         put(&mut file.enabled, self.enabled.map(Some));
         Ok(())
     }
@@ -192,7 +241,7 @@ fn read_file(file: &std::path::Path) -> Result<String, Failure> {
 
 /// A backend as people name it. What has the shape of an id is one.
 #[derive(Clone, Debug)]
-enum Reference {
+pub(super) enum Reference {
     Id(BackendId),
     Name(BackendName),
 }
@@ -204,9 +253,18 @@ fn reference(text: &str) -> Result<Reference, String> {
     }
 }
 
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reference::Id(id) => id.fmt(f),
+            Reference::Name(name) => name.fmt(f),
+        }
+    }
+}
+
 impl Reference {
     /// The id of the backend.
-    async fn id(&self, to: &Connection) -> Result<String, Failure> {
+    pub(super) async fn id(&self, to: &Connection) -> Result<String, Failure> {
         let name = match self {
             Reference::Id(id) => return Ok(id.to_string()),
             Reference::Name(name) => name,
@@ -240,9 +298,12 @@ impl Command {
                 show(to.federation().get_backend(request).await?.into_inner().backend, output)
             }
             Command::Set(set) => set.run(to, output).await,
-            Command::Remove(named) => remove(&named.backend, to, output).await,
+            Command::Remove(remove) => remove.run(to, output).await,
             Command::Status(named) => status(&named.backend, to, output).await,
-            Command::Sync(named) => sync(&named.backend, to, output).await,
+            Command::Sync(sync) => sync.run(to, output).await,
+            Command::Syncs(named) => sync::list(&named.backend, to, output).await,
+            Command::SyncReport(of) => of.report(to, output).await,
+            Command::SyncCancel(of) => of.cancel(to, output).await,
             Command::Events(events) => {
                 let id = events.named.backend.id(to).await?;
                 events::show(to, Some(&id), &events.follow, output).await
@@ -258,7 +319,7 @@ impl Add {
             (None, name) => {
                 let mut file =
                     BackendFile { name: name.map(String::from).unwrap_or_default(), ..Default::default() };
-                file.mode = "proxy".to_owned();
+                file.mode = Mode::Proxy.as_str().to_owned();
                 self.settings.apply(&mut file)?;
                 all_given(&file)?;
                 file
@@ -311,6 +372,7 @@ impl Set {
             backend: Some(Backend { id, etag: before.etag, ..wanted }),
             update_mask: Some(prost_types::FieldMask { paths }),
             adopt: self.adopt,
+            force: self.force,
         };
         show(to.federation().update_backend(request).await?.into_inner().backend, output)
     }
@@ -325,6 +387,12 @@ fn changes(before: &Backend, wanted: &Backend) -> Vec<String> {
         ("mode", before.mode != wanted.mode),
         ("enabled", before.enabled != wanted.enabled),
         ("timeout", before.timeout != wanted.timeout),
+        ("sync_interval", before.sync_interval != wanted.sync_interval),
+        ("write_policy", before.write_policy != wanted.write_policy),
+        ("conflict_policy", before.conflict_policy != wanted.conflict_policy),
+        ("prefetch", before.prefetch != wanted.prefetch),
+        ("max_staleness", before.max_staleness != wanted.max_staleness),
+        ("history_depth", before.history_depth != wanted.history_depth),
     ];
     fields.into_iter().filter(|(_, changed)| *changed).map(|(field, _)| field.to_owned()).collect()
 }
@@ -355,13 +423,23 @@ fn show(backend: Option<Backend>, output: &mut Output<'_>) -> Result<(), Failure
                 if config.allow_static_on_nodes { "allowed".into() } else { String::new() },
             ),
             ("timeout", config.timeout.clone()),
+            ("sync interval", file.sync_interval.clone()),
+            ("write policy", file.write_policy.map(WritePolicy::as_str).unwrap_or_default().to_owned()),
+            (
+                "conflict policy",
+                file.conflict_policy.map(ConflictPolicy::as_str).unwrap_or_default().to_owned(),
+            ),
+            ("prefetch", if file.prefetch { "every node holds every copy".into() } else { String::new() }),
+            ("max staleness", file.max_staleness.clone()),
+            ("history depth", file.history_depth.map(|depth| depth.to_string()).unwrap_or_default()),
             ("generation", stored.generation.to_string()),
             ("etag", stored.etag.clone()),
             ("created", stored.create_time.clone().unwrap_or_default()),
             ("changed", stored.update_time.clone().unwrap_or_default()),
         ]);
-        let rules = file.path_mapping.0.iter().map(|(pattern, template)| [pattern.clone(), template.clone()]);
-        format!("{about}\n{}", table(["pattern", "template"], rules))
+        let rules = file.path_mapping.0.iter();
+        let rules = rules.map(|rule| [rule.pattern.clone(), rule.template.clone(), rule.overrides()]);
+        format!("{about}\n{}", table(["pattern", "template", "overrides"], rules))
     })
 }
 
@@ -396,27 +474,18 @@ async fn show_list(to: &Connection, output: &mut Output<'_>) -> Result<(), Failu
     })
 }
 
-async fn remove(backend: &Reference, to: &Connection, output: &mut Output<'_>) -> Result<(), Failure> {
-    let id = backend.id(to).await?;
-    let answer =
-        to.federation().delete_backend(DeleteBackendRequest { id: id.clone(), etag: String::new() }).await?;
-    let pending = answer.into_inner().pending_nodes;
-    output.note(&format!("removed {id}"))?;
-    if !pending.is_empty() {
-        output.note(&format!("still served, until they acknowledge, by: {}", pending.join(", ")))?;
+impl Remove {
+    async fn run(self, to: &Connection, output: &mut Output<'_>) -> Result<(), Failure> {
+        let id = self.named.backend.id(to).await?;
+        let copies = if self.purge { CopiesPolicy::Purge } else { CopiesPolicy::Detach };
+        let request = DeleteBackendRequest { id: id.clone(), etag: String::new(), copies: copies.into() };
+        let pending = to.federation().delete_backend(request).await?.into_inner().pending_nodes;
+        output.note(&format!("removed {id}"))?;
+        if !pending.is_empty() {
+            output.note(&format!("still served, until they acknowledge, by: {}", pending.join(", ")))?;
+        }
+        Ok(())
     }
-    Ok(())
-}
-
-#[derive(Serialize)]
-struct Run {
-    run_id: String,
-}
-
-async fn sync(backend: &Reference, to: &Connection, output: &mut Output<'_>) -> Result<(), Failure> {
-    let request = SyncBackendRequest { id: backend.id(to).await? };
-    let run = Run { run_id: to.federation().sync_backend(request).await?.into_inner().run_id };
-    output.show(&run, || details([("run", run.run_id.clone())]))
 }
 
 /// The status with the names of the REST API.
@@ -429,6 +498,8 @@ struct Status {
     reason: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     next_step: String,
+    #[serde(flatten)]
+    sync: Option<sync::State>,
     connection: Connected,
     consecutive_failures: u32,
     generation: u64,
@@ -456,6 +527,8 @@ struct Node {
     #[serde(skip_serializing_if = "String::is_empty")]
     refusal: String,
     has_lease: bool,
+    prefetched: bool,
+    secrets: u64,
 }
 
 impl From<GetBackendStatusResponse> for Status {
@@ -476,6 +549,8 @@ impl From<GetBackendStatusResponse> for Status {
             generation: node.generation,
             refusal: node.refusal,
             has_lease: node.has_lease,
+            prefetched: node.prefetched,
+            secrets: node.secrets,
         };
         Status {
             id: answer.id,
@@ -483,6 +558,7 @@ impl From<GetBackendStatusResponse> for Status {
             status,
             reason: answer.reason,
             next_step: answer.next_step,
+            sync: answer.sync.map(sync::State::from),
             connection: Connected {
                 status: connection.status,
                 latency_ms: connection.latency_ms,
@@ -518,10 +594,11 @@ impl Status {
             ("latency", latency),
             ("probed", connection.probe_time.clone().unwrap_or_default()),
             ("breaker", connection.breaker.clone()),
-            ("failures in a row", if failures > 0 { failures.to_string() } else { String::new() }),
+            ("failed probes", if failures > 0 { failures.to_string() } else { String::new() }),
             ("login ends", self.login_expire_time.clone().unwrap_or_default()),
             ("generation", self.generation.to_string()),
         ]);
+        let sync = self.sync.as_ref().map(|sync| sync.to_text(&self.name)).unwrap_or_default();
         let rows = self.nodes.iter().map(|node| {
             [
                 node.name.clone(),
@@ -529,10 +606,13 @@ impl Status {
                 node.sent_generation.to_string(),
                 node.generation.to_string(),
                 yes(node.has_lease),
+                yes(node.prefetched),
+                node.secrets.to_string(),
                 node.refusal.clone(),
             ]
         });
-        format!("{about}\n{}", table(["node", "connected", "sent", "in force", "lease", "refusal"], rows))
+        let header = ["node", "connected", "sent", "in force", "lease", "all copies", "secrets", "refusal"];
+        format!("{about}\n{sync}{}", table(header, rows))
     }
 }
 

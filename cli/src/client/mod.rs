@@ -7,6 +7,7 @@ mod backend_file;
 mod events;
 mod policy;
 mod secrets;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod token;

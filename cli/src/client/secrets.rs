@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -36,6 +37,12 @@ pub(crate) struct Get {
     /// Read this version instead of the current one.
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     version: Option<u64>,
+    /// How old a copy may be, e.g. 0s; an older one is compared with its backend first.
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    max_age: Option<Duration>,
+    /// Read this version or a later one, e.g. the one that was just written through another node.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    min_version: Option<u64>,
 }
 
 /// A secret as the API shows it.
@@ -57,17 +64,31 @@ struct Shown<'a> {
     remote_version: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     age: Option<String>,
+    /// Of copies only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     create_time: Option<String>,
 }
 
 impl Get {
     pub(super) async fn run(self, to: &Connection, output: &mut Output<'_>) -> Result<(), Failure> {
-        let request =
-            GetRequest { path: self.path.as_str().to_owned(), version: self.version.unwrap_or_default() };
+        let request = GetRequest {
+            path: self.path.as_str().to_owned(),
+            version: self.version.unwrap_or_default(),
+            max_age: self.max_age.map(wire::to_duration).transpose()?,
+            min_version: self.min_version.unwrap_or_default(),
+        };
         let answer = to.secrets().get(request).await?.into_inner();
         let secret = answer.secret.ok_or_else(|| Failure::strange_answer("no secret"))?;
         let shown = Shown::of(&secret)?;
+        if secret.stale {
+            let age = shown.age.as_deref().unwrap_or("a while");
+            output.note(&format!(
+                "this value is stale: it was compared with its backend {age} ago; `scaivault backend status` shows why, \
+                 `--max-age 0s` compares it now"
+            ))?;
+        }
         if let Some(field) = self.field {
             return show_field(&secret, &shown, &field, output);
         }
@@ -134,11 +155,13 @@ impl<'a> Shown<'a> {
             state: state_name(secret.state()),
             source: match source {
                 SecretSource::Proxy => Origin::Proxy.as_str(),
+                SecretSource::Sync => Origin::Sync.as_str(),
                 SecretSource::Local => Origin::Local.as_str(),
                 SecretSource::Unspecified => "unknown",
             },
             remote_version: &secret.remote_version,
-            age: wire::duration(secret.age).map(format_duration),
+            age: wire::duration(secret.age).map(|age| format_duration(Duration::from_secs(age.as_secs()))),
+            stale: (source == SecretSource::Sync).then_some(secret.stale),
             create_time: wire::time(secret.create_time),
         })
     }
@@ -151,6 +174,7 @@ impl<'a> Shown<'a> {
             ("encoding", self.encoding.unwrap_or_default().to_owned()),
             ("source", self.source.to_owned()),
             ("remote version", self.remote_version.to_owned()),
+            ("age", self.stale.and(self.age.clone()).unwrap_or_default()),
             ("created", self.create_time.clone().unwrap_or_default()),
             (
                 "metadata",

@@ -94,6 +94,7 @@ impl Running {
             input: &mut input,
             format: cli.output,
             terminal: false,
+            watched: false,
         };
         super::run(command, &cli.connect, TOKEN.into(), &mut output).await?;
         Ok(Printed {
@@ -159,6 +160,27 @@ async fn get_prints_the_secret_in_every_format() {
     assert_eq!(out("get apps/db --field a.b").await, "deep");
     assert_eq!(out("get apps/db --field a -o json").await, "{\"b\": \"deep\"}\n");
     assert!(server.calls().iter().all(|call| call == "Get Bearer svt_test -"));
+}
+
+#[tokio::test]
+async fn a_stale_copy_is_told_beside_the_value() {
+    let answer = |request: secrets::GetRequest| {
+        assert_eq!((request.max_age.map(|age| age.seconds), request.min_version), (Some(0), 7));
+        let mut answer = secret(b"{}", secrets::SecretType::Json);
+        let copy = answer.secret.as_mut().expect("a secret");
+        copy.source = secrets::SecretSource::Sync.into();
+        copy.age = Some(prost_types::Duration { seconds: 1200, nanos: 5 });
+        copy.stale = true;
+        Ok(answer)
+    };
+    let server = Server::default().on("secrets.v1.SecretsService/Get", answer).start().await;
+    let printed = server.run("get apps/db --max-age 0s --min-version 7 -o json").await.expect("a copy");
+    let json: serde_json::Value = serde_json::from_str(&printed.out).expect("JSON");
+    assert_eq!(
+        (&json["source"], &json["age"], &json["stale"]),
+        (&"sync".into(), &"20m".into(), &true.into())
+    );
+    assert!(printed.notes.contains("stale") && printed.notes.contains("20m"), "{}", printed.notes);
 }
 
 #[tokio::test]
@@ -277,7 +299,22 @@ fn backend() -> federation::Backend {
             auth_config_path: "infra/vault".to_owned(),
             ..Default::default()
         })),
-        rules: vec![federation::PathRule { pattern: "e/**".to_owned(), template: "secret/**".to_owned() }],
+        rules: vec![
+            federation::PathRule {
+                pattern: "e/x/**".to_owned(),
+                template: "secret/x/**".to_owned(),
+                mode: federation::Mode::Sync.into(),
+                ..Default::default()
+            },
+            federation::PathRule {
+                pattern: "e/**".to_owned(),
+                template: "secret/**".to_owned(),
+                ..Default::default()
+            },
+        ],
+        sync_interval: Some(prost_types::Duration { seconds: 900, nanos: 0 }),
+        write_policy: federation::WritePolicy::Disabled.into(),
+        history_depth: 10,
         mode: federation::Mode::Proxy.into(),
         etag: "7".to_owned(),
         ..Default::default()
@@ -382,6 +419,223 @@ async fn set_sends_only_what_changes_with_the_etag_that_was_read() {
     let printed = server.run(&format!("backend set {ID} --mode proxy")).await.expect("nothing to do");
     assert!(printed.notes.contains("nothing to change"), "{printed:?}");
     assert!(kept.lock().expect("no test panicked").is_none());
+}
+
+#[tokio::test]
+async fn a_backend_is_added_in_mode_sync_with_rules_that_say_otherwise() {
+    let (server, kept) = with_backend().await;
+    let command = "backend add vault-prod --type hashicorp-vault --endpoint https://vault:8200 --auth-method approle \
+                   --auth-config-path infra/vault --mode sync --sync-interval 15m --prefetch --max-staleness 1m \
+                   --history-depth 3 --map a/**=kv/a/**,mode=proxy --map b/**=kv/b/**,sync-interval=30s --map c/**=kv/**";
+    let printed = server.run(command).await.expect("added");
+    let sent = kept.lock().expect("no test panicked").take().expect("a request").backend.expect("a backend");
+    assert_eq!((sent.mode(), sent.prefetch, sent.history_depth), (federation::Mode::Sync, true, 3));
+    let seconds = |span: Option<prost_types::Duration>| span.map(|span| span.seconds);
+    assert_eq!((seconds(sent.sync_interval), seconds(sent.max_staleness)), (Some(900), Some(60)));
+    assert_eq!(sent.rules[0].mode(), federation::Mode::Proxy);
+    assert_eq!(seconds(sent.rules[1].sync_interval), Some(30));
+    assert_eq!(sent.rules[2].mode(), federation::Mode::Unspecified);
+    assert!(printed.out.contains("b/**     kv/b/**   sync-interval=30s"), "{}", printed.out);
+}
+
+#[tokio::test]
+async fn set_keeps_what_rules_override() {
+    let (server, kept) = with_backend().await;
+    server.run("backend set vault-prod --sync-interval 30m --force").await.expect("changed");
+    let sent = kept.lock().expect("no test panicked").take().expect("a request");
+    assert_eq!(sent.update_mask.map(|mask| mask.paths), Some(vec!["sync_interval".into()]));
+    assert!(sent.force);
+    assert_eq!(sent.backend.expect("a backend").rules, backend().rules);
+
+    let failure = server.run_with(&["backend", "set", "vault-prod", "--sync-interval", ""], b"").await;
+    let told = told(&failure.expect_err("a synced rule needs an interval"));
+    assert!(told.contains("sync_interval: is needed"), "{told}");
+}
+
+#[tokio::test]
+async fn a_backend_is_removed_with_or_without_its_copies() {
+    for (command, copies) in [
+        (format!("backend remove {ID}"), federation::CopiesPolicy::Detach),
+        (format!("backend remove {ID} --purge"), federation::CopiesPolicy::Purge),
+    ] {
+        let answer = move |request: federation::DeleteBackendRequest| {
+            assert_eq!(request.copies(), copies);
+            Ok(federation::DeleteBackendResponse::default())
+        };
+        let server = Server::default().on("federation.v1.FederationService/DeleteBackend", answer);
+        server.start().await.run(&command).await.expect("removed");
+    }
+}
+
+const RUN: &str = "run_0000019b7709c4fa0123456789abcdef";
+
+fn run(outcome: &str) -> federation::SyncRun {
+    let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+    federation::SyncRun {
+        run_id: RUN.to_owned(),
+        backend_id: ID.to_owned(),
+        trigger: "manual".to_owned(),
+        start_time: time(1_767_225_600),
+        end_time: time(1_767_225_603),
+        outcome: outcome.to_owned(),
+        counts: Some(federation::SyncCounts { listed: 20, created: 3, skipped: 2, ..Default::default() }),
+        calls: [("list".to_owned(), 1)].into(),
+        ..Default::default()
+    }
+}
+
+fn under_way() -> federation::SyncRun {
+    let progress = federation::SyncProgress { phase: "applying".to_owned(), listed: 20, done: 5, total: 19 };
+    federation::SyncRun { end_time: None, progress: Some(progress), ..run("") }
+}
+
+/// A server whose syncs end as `outcome`.
+async fn with_sync(outcome: federation::SyncRun) -> Running {
+    let left_out = |path: &str, reason: &str| federation::SkippedPath {
+        path: path.to_owned(),
+        remote_name: "kv/a b".to_owned(),
+        reason: reason.to_owned(),
+        detail: String::new(),
+    };
+    Server::default()
+        .on("federation.v1.FederationService/SyncBackend", |request: federation::SyncBackendRequest| {
+            assert!(request.wait.is_none() && ["", RUN].contains(&&*request.allow_deletes));
+            Ok(federation::SyncBackendResponse { run_id: RUN.to_owned(), run: Some(under_way()) })
+        })
+        .on("federation.v1.FederationService/GetSync", move |request: federation::GetSyncRequest| {
+            let mut page = federation::GetSyncResponse { run: Some(outcome.clone()), ..Default::default() };
+            match (request.page_size, &*request.page_token) {
+                (1, _) => {}
+                (_, "") => {
+                    page.skipped = vec![left_out("", "charset")];
+                    page.next_page_token = "2".to_owned();
+                }
+                _ => page.failed = vec![left_out("e/a", "transient")],
+            }
+            Ok(page)
+        })
+        .on("federation.v1.FederationService/ListSyncs", |_: federation::ListSyncsRequest| {
+            let syncs = vec![under_way(), run("complete")];
+            Ok(federation::ListSyncsResponse { syncs, next_page_token: String::new() })
+        })
+        .on("federation.v1.FederationService/CancelSync", |request: federation::CancelSyncRequest| {
+            assert_eq!(request.run_id, RUN);
+            Ok(federation::CancelSyncResponse { run: Some(run("cancelled")) })
+        })
+        .start()
+        .await
+}
+
+#[tokio::test]
+async fn a_sync_is_started_and_left_alone() {
+    let server = with_sync(run("complete")).await;
+    let command = format!("backend sync {ID} --allow-deletes {RUN}");
+    let printed = server.run(&command).await.expect("started");
+    assert!(printed.out.contains("progress:  applying, 5 of 19"), "{}", printed.out);
+    assert!(printed.notes.contains(&format!("sync-report {ID} {RUN}")), "{}", printed.notes);
+    assert_eq!(server.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_sync_that_is_waited_for_exits_as_it_ended() {
+    let held = federation::HeldBack { deletions: 4, known: 12 };
+    let failed = federation::SyncRun { message: "the login failed".to_owned(), ..run("failed") };
+    for (outcome, exit, next) in [
+        (run("complete"), Exit::Ok, ""),
+        (run("partial"), Exit::Differences, "sync-report"),
+        (
+            federation::SyncRun { held_back: Some(held), ..run("partial") },
+            Exit::Differences,
+            "--allow-deletes run_",
+        ),
+        (failed, Exit::Server, "the login failed"),
+        (run("cancelled"), Exit::Server, "starts another"),
+    ] {
+        let server = with_sync(outcome.clone()).await;
+        match server.run(&format!("backend sync {ID} --wait")).await {
+            Ok(printed) => {
+                assert_eq!(exit, Exit::Ok, "{outcome:?}");
+                assert!(printed.out.contains("paths:    20 listed, 3 created, 2 skipped"), "{}", printed.out);
+            }
+            Err(failure) => {
+                assert_eq!(failure.exit(), exit, "{outcome:?}");
+                assert!(told(&failure).contains(next), "{}", told(&failure));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_its_time_is_up() {
+    let server = with_sync(under_way()).await;
+    let failure = server.run(&format!("backend sync {ID} --wait=50ms")).await.expect_err("too slow");
+    assert!(told(&failure).contains("still running"), "{}", told(&failure));
+    assert_eq!(failure.exit(), Exit::Server);
+}
+
+#[tokio::test]
+async fn a_report_has_every_page_of_what_was_left_out() {
+    let server = with_sync(run("partial")).await;
+    let json = server.run(&format!("backend sync-report {ID} -o json")).await.expect("a report").out;
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(
+        (&json["run_id"], &json["outcome"], &json["listed"]),
+        (&RUN.into(), &"partial".into(), &20.into())
+    );
+    assert_eq!((&json["skipped"][0]["path"], &json["skipped"][0]["reason"]), (&().into(), &"charset".into()));
+    assert_eq!(json["failed"][0]["path"], "e/a");
+    let table = server.run(&format!("backend sync-report {ID} {RUN}")).await.expect("a report").out;
+    for line in
+        ["took:     3s", "skipped   -     kv/a b       charset", "failed    e/a   kv/a b       transient"]
+    {
+        assert!(table.lines().any(|l| l == line), "{line} is not in\n{table}");
+    }
+}
+
+#[tokio::test]
+async fn runs_are_listed_and_the_latest_is_ended() {
+    let server = with_sync(run("complete")).await;
+    let table = server.run(&format!("backend syncs {ID}")).await.expect("runs").out;
+    let outcomes: Vec<_> = table.lines().filter_map(|line| line.split_whitespace().nth(3)).collect();
+    assert_eq!(outcomes, ["TOOK", "running", "3s"], "{table}");
+    let printed = server.run(&format!("backend sync-cancel {ID}")).await.expect("ended").out;
+    assert!(printed.contains("outcome:  cancelled"), "{printed}");
+}
+
+#[tokio::test]
+async fn a_status_says_how_the_sync_stands_and_what_to_do() {
+    let answer = |request: federation::GetBackendStatusRequest| {
+        let sync = federation::SyncStatus {
+            secrets_synced: 127,
+            last_outcome: "partial".to_owned(),
+            oldest_value_age: Some(prost_types::Duration { seconds: 90, nanos: 7 }),
+            running: Some(under_way()),
+            skipped: 2,
+            held_back_run: RUN.to_owned(),
+            ..Default::default()
+        };
+        Ok(federation::GetBackendStatusResponse {
+            id: request.id,
+            name: "vault-prod".to_owned(),
+            sync: Some(sync),
+            ..Default::default()
+        })
+    };
+    let server =
+        Server::default().on("federation.v1.FederationService/GetBackendStatus", answer).start().await;
+    let text = server.run(&format!("backend status {ID}")).await.expect("a status").out;
+    for part in [
+        "127, the oldest compared 1m30s ago",
+        &format!("{RUN}: applying, 5 of 19"),
+        "2; `scaivault backend sync-report vault-prod` says why",
+        &format!("`scaivault backend sync vault-prod --allow-deletes {RUN}`"),
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    let json = server.run(&format!("backend status {ID} -o json")).await.expect("a status").out;
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json["last_sync"], &json["oldest_value_age_s"]), (&().into(), &90.into()));
+    assert_eq!(json["running"]["progress"]["done"], 5);
 }
 
 #[tokio::test]
@@ -562,6 +816,15 @@ fn what_cannot_be_meant_is_a_usage_error() {
         "backend add x --file f",
         "backend add --file f --endpoint e",
         "backend add x --type aws-secrets-manager",
+        "backend add x --mode both",
+        "backend add x --map a/**=b/**,mode=both",
+        "backend add x --history-depth 0",
+        "backend add x --prefetch=maybe",
+        "backend sync x --allow-deletes 7",
+        "backend sync x --wait=soon",
+        "backend sync-report x 7",
+        "get a --max-age 5",
+        "get a --min-version 0",
         "token create --subject x --scope everything",
         "token revoke",
         "token renew --ttl -5m",

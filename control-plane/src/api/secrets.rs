@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use scaivault_domain::Reason;
 use scaivault_domain::access::{authorize_delete, authorize_list, authorize_read, authorize_write};
 use scaivault_domain::audit::Action;
 use scaivault_domain::path::{Folder, SecretPath};
+use scaivault_domain::replica::Stale;
 use scaivault_domain::secret::{SecretValue, Version};
 use scaivault_edge::error::grpc::status;
 use scaivault_edge::wire;
@@ -12,9 +14,9 @@ use scaivault_proto::secrets::v1::secrets_service_server::SecretsService;
 use scaivault_proto::secrets::v1::{self as pb, batch_get_result::Outcome};
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Door, uninterrupted};
+use super::{Door, changed, uninterrupted};
 use crate::service::PageRequest;
-use crate::service::secrets::{Expected, Found, NewVersion, Secrets};
+use crate::service::secrets::{Expected, Found, NewVersion, Secrets, Wanted};
 
 /// The service on the wire.
 #[derive(Clone, Debug)]
@@ -38,8 +40,17 @@ impl SecretsService for SecretsApi {
         let path = SecretPath::parse(&message.path).map_err(status)?;
         let allowed = authorize_read(&caller, path);
         let allowed = self.door.admit(&caller, &context, Action::SecretRead, &message.path, allowed).await?;
-        let version = Some(message.version).filter(|version| *version != 0);
-        let found = self.secrets.get(&allowed, &context, version).await.map_err(status)?;
+        let max_age = message
+            .max_age
+            .map(|max_age| wire::parse_duration(Reason::InvalidRequest, "/max_age", &max_age))
+            .transpose()
+            .map_err(status)?;
+        let wanted = Wanted {
+            version: Some(message.version).filter(|version| *version != 0),
+            at_least: message.min_version,
+            max_age,
+        };
+        let found = self.secrets.get(&allowed, &context, wanted).await.map_err(status)?;
         Ok(Response::new(pb::GetResponse { secret: Some(secret(message.path, found)) }))
     }
 
@@ -52,7 +63,7 @@ impl SecretsService for SecretsApi {
         wire::check_batch(&message.paths).map_err(status)?;
         let mut results = Vec::with_capacity(message.paths.len());
         for path in message.paths {
-            let ask = pb::GetRequest { path: path.clone(), version: 0 };
+            let ask = pb::GetRequest { path: path.clone(), ..Default::default() };
             let outcome = match self.get(Request::from_parts(metadata.clone(), extensions.clone(), ask)).await
             {
                 Ok(answer) => answer.into_inner().secret.map(Outcome::Secret),
@@ -91,8 +102,10 @@ impl SecretsService for SecretsApi {
         let expected = expected(message.expected_version);
         let secrets = self.secrets.clone();
         uninterrupted(async move {
-            let (version, created) = secrets.put(&allowed, &context, new, expected).await.map_err(status)?;
-            Ok(Response::new(pb::PutResponse { version, create_time: Some(wire::time(created)) }))
+            let done = secrets.put(&allowed, &context, new, expected).await.map_err(status)?;
+            let (version, created) = done.value;
+            let answer = pb::PutResponse { version, create_time: Some(wire::time(created)) };
+            Ok(changed(answer, done.revision))
         })
         .await
     }
@@ -110,8 +123,8 @@ impl SecretsService for SecretsApi {
         let expected = message.expected_version.map_or(Expected::Any, Expected::Version);
         let secrets = self.secrets.clone();
         uninterrupted(async move {
-            secrets.delete(&allowed, &context, expected).await.map_err(status)?;
-            Ok(Response::new(pb::DeleteResponse {}))
+            let done = secrets.delete(&allowed, &context, expected).await.map_err(status)?;
+            Ok(changed(pb::DeleteResponse {}, done.revision))
         })
         .await
     }
@@ -151,8 +164,9 @@ fn secret(path: String, found: Found) -> pb::Secret {
         state: pb::SecretState::Active.into(),
         source: wire::source(found.source).into(),
         remote_version: found.remote_version,
-        age: Some(prost_types::Duration::default()),
+        age: Some(wire::duration(found.age)),
         create_time: found.created.map(wire::time),
+        stale: found.stale == Stale::Yes,
     }
 }
 

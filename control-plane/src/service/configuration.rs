@@ -65,6 +65,7 @@ fn view(record: &BackendRecord) -> BackendView {
         target: spec.provider.target(),
         mapping: spec.mapping.clone(),
         mode: spec.mode,
+        sync: spec.sync.clone(),
         enabled: spec.enabled,
         timeout: spec.timeout,
     }

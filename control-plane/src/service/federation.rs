@@ -1,12 +1,15 @@
 //! Backends: their configuration and the rules of changing it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use scaivault_domain::access::{Administer, Authorized, Scope};
 use scaivault_domain::audit::{Action, AuditRow, Origin};
 use scaivault_domain::backend::{BackendId, BackendSpec};
+use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::PathMapping;
 use scaivault_domain::path::SecretPath;
+use scaivault_domain::sync::MIN_INTERVAL;
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::Clock;
 use scaivault_domain::{Error, Reason};
@@ -16,17 +19,26 @@ use crate::audit::Audit;
 use crate::credentials::Credentials;
 use crate::model::{BackendRecord, GenerationRecord, SecretHead, generation_key};
 use crate::store::{Key, Owner, Records, RowVersion, Space, Tx};
+use crate::sync::{Leaving, Losing, Reconfiguration, Syncs};
 
 /// How many covered secrets a refusal names.
 const NAMED: usize = 10;
 
 /// What the operator allows in backend configurations.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Endpoints without TLS.
     pub plaintext: bool,
     /// `tls_verify: false`.
     pub unverified_tls: bool,
+    /// The shortest period of a sync.
+    pub sync_interval: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { plaintext: false, unverified_tls: false, sync_interval: MIN_INTERVAL }
+    }
 }
 
 /// Whether a mapping may hide existing local secrets.
@@ -38,12 +50,22 @@ pub enum Covered {
     Adopted,
 }
 
+/// What the caller of a change accepts.
+#[derive(Clone, Copy, Debug)]
+pub struct Consent {
+    /// That local secrets are hidden.
+    pub covered: Covered,
+    /// That copies which were changed here are erased.
+    pub losing: Losing,
+}
+
 /// The service of backends.
 #[derive(Debug)]
 pub struct Federation {
     records: Records,
     configurations: Arc<Configurations>,
     credentials: Arc<Credentials>,
+    syncs: Arc<Syncs>,
     audit: Arc<Audit>,
     clock: Arc<dyn Clock>,
     limits: Limits,
@@ -55,11 +77,12 @@ impl Federation {
         records: Records,
         configurations: Arc<Configurations>,
         credentials: Arc<Credentials>,
+        syncs: Arc<Syncs>,
         audit: Arc<Audit>,
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> Self {
-        Federation { records, configurations, credentials, audit, clock, limits }
+        Federation { records, configurations, credentials, syncs, audit, clock, limits }
     }
 
     /// Configures a backend.
@@ -77,7 +100,8 @@ impl Federation {
         let mut random = [0; 10];
         getrandom::fill(&mut random).map_err(|_| Error::internal())?;
         let id = BackendId::from_random(random);
-        self.change(allowed, origin, &id, covered, |_| Ok(spec.clone())).await
+        let consent = Consent { covered, losing: Losing::Refused };
+        self.change(allowed, origin, &id, consent, |_| Ok(spec.clone())).await
     }
 
     /// Changes a backend: `edit` makes the new configuration of the old one.
@@ -90,10 +114,10 @@ impl Federation {
         origin: &Origin,
         id: &BackendId,
         expected: Option<RowVersion>,
-        covered: Covered,
+        consent: Consent,
         edit: impl Fn(&BackendSpec) -> Result<BackendSpec, Error>,
     ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
-        self.change(allowed, origin, id, covered, |before| {
+        self.change(allowed, origin, id, consent, |before| {
             let (record, version) = before.ok_or_else(gone)?;
             check_version(*version, expected)?;
             edit(&record.spec)
@@ -106,7 +130,7 @@ impl Federation {
         allowed: &Authorized<Administer, Scope>,
         origin: &Origin,
         id: &BackendId,
-        covered: Covered,
+        consent: Consent,
         decide: impl Fn(Option<&(BackendRecord, RowVersion)>) -> Result<BackendSpec, Error>,
     ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
         let tenant = allowed.tenant();
@@ -117,11 +141,12 @@ impl Federation {
             let old = before.map(|(record, _)| &record.spec);
             spec.authorize_change(old, allowed.caller())?;
             self.check_limits(&spec)?;
+            spec.sync.check(spec.mode, spec.mapping.rules(), self.limits.sync_interval)?;
             check_against_others(&configuration, id, &spec)?;
             if old.is_none_or(|old| old.provider != spec.provider) {
                 self.credentials.check(tenant, &spec.provider).await?;
             }
-            if covered == Covered::Refused && old.is_none_or(|old| old.mapping != spec.mapping) {
+            if consent.covered == Covered::Refused && old.is_none_or(|old| old.mapping != spec.mapping) {
                 self.check_covered(tenant, &spec.mapping, old.map(|old| &old.mapping)).await?;
             }
 
@@ -136,17 +161,27 @@ impl Federation {
             };
             let key = Key::new(tenant, Space::Backend, id.as_str());
             let tx = self.next_generation(&configuration).put(key.clone(), self.records.seal(&key, &record));
+            let change = Reconfiguration {
+                before: old,
+                after: Some(&record.spec),
+                leaving: Leaving::Detached,
+                losing: consent.losing,
+            };
+            let at = LeaseKey { tenant: tenant.clone(), backend: id.clone() };
+            let tx = self.syncs.reconfigure(tx, &at, generation, &change).await?;
             let mut row =
                 AuditRow::new(allowed.caller(), origin, Action::BackendWrite, record.spec.name.as_str(), now);
             row.backend = Some(id.to_string());
             if let Some(revision) = settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
+                self.syncs.nudge();
                 return Ok(Committed { value: (record, revision), revision });
             }
         }
         Err(contended())
     }
 
-    /// Deletes a backend's configuration; what is in the remote store stays as it is.
+    /// Deletes a backend's configuration; what is in the remote store stays as it is. Its copies become ordinary local
+    /// secrets, unless they are to be erased.
     ///
     /// # Errors
     /// `not_found`, and `precondition_failed` if `expected` is not the current version.
@@ -156,6 +191,7 @@ impl Federation {
         origin: &Origin,
         id: &BackendId,
         expected: Option<RowVersion>,
+        leaving: Leaving,
     ) -> Result<Committed<BackendRecord>, Error> {
         let tenant = allowed.tenant();
         for _ in 0..ATTEMPTS {
@@ -164,6 +200,10 @@ impl Federation {
             check_version(*version, expected)?;
             let tx =
                 self.next_generation(&configuration).delete(Key::new(tenant, Space::Backend, id.as_str()));
+            let change =
+                Reconfiguration { before: Some(&record.spec), after: None, leaving, losing: Losing::Refused };
+            let at = LeaseKey { tenant: tenant.clone(), backend: id.clone() };
+            let tx = self.syncs.reconfigure(tx, &at, configuration.generation + 1, &change).await?;
             let mut row = AuditRow::new(
                 allowed.caller(),
                 origin,
@@ -173,6 +213,7 @@ impl Federation {
             );
             row.backend = Some(id.to_string());
             if let Some(revision) = settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
+                self.syncs.nudge();
                 return Ok(Committed { value: record.clone(), revision });
             }
         }

@@ -2,21 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use scaivault_domain::access::{Authorized, List, Read, Write};
 use scaivault_domain::audit::{Action, AuditRow, Origin};
+use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::path::{Folder, SecretPath};
+use scaivault_domain::replica::{Absence, Stale};
 use scaivault_domain::secret::{Kind, Metadata, SecretValue, Source, State, Version, check_metadata};
+use scaivault_domain::sync::Mode;
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::{Clock, Timestamp};
-use scaivault_domain::view::Route;
+use scaivault_domain::view::{BackendView, Route};
 use scaivault_domain::{Error, Reason};
 
-use super::{ATTEMPTS, Configurations, Page, PageRequest, contended, settle};
+use super::{ATTEMPTS, Committed, Configurations, Page, PageRequest, contended, settle};
 use crate::audit::Audit;
 use crate::connections::Connections;
-use crate::model::{SecretHead, SecretVersionHead, generation_key, version_key};
-use crate::store::{Depth, Entry, Key, Owner, Records, RowVersion, Space, StoreError, Tx};
+use crate::model::{SecretHead, SecretVersionHead, generation_key, secret_key, version_key};
+use crate::store::{Depth, Entry, Owner, Records, RowVersion, Space, StoreError, Tx};
+use crate::sync::{Copies, Copy, Refresher};
 
 /// A secret as it was read.
 #[derive(Clone, Debug)]
@@ -37,6 +42,10 @@ pub struct Found {
     pub remote_version: String,
     /// When the version was made, if the store tells.
     pub created: Option<Timestamp>,
+    /// Time since the value was verified against its backend; zero for our own.
+    pub age: Duration,
+    /// Whether that is longer than the period of its sync.
+    pub stale: Stale,
 }
 
 /// One line of a secret's history.
@@ -82,8 +91,21 @@ pub struct Secrets {
     records: Records,
     configurations: Arc<Configurations>,
     connections: Arc<Connections>,
+    copies: Arc<Copies>,
+    refresher: Arc<Refresher>,
     audit: Arc<Audit>,
     clock: Arc<dyn Clock>,
+}
+
+/// Which state of a secret a reader wants.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// This version; `None`: the current one.
+    pub version: Option<Version>,
+    /// This version or a later one; 0: any.
+    pub at_least: Version,
+    /// A copy that was compared with its backend within this time.
+    pub max_age: Option<Duration>,
 }
 
 impl Secrets {
@@ -92,24 +114,26 @@ impl Secrets {
         records: Records,
         configurations: Arc<Configurations>,
         connections: Arc<Connections>,
+        copies: Arc<Copies>,
+        refresher: Arc<Refresher>,
         audit: Arc<Audit>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Secrets { records, configurations, connections, audit, clock }
+        Secrets { records, configurations, connections, copies, refresher, audit, clock }
     }
 
     /// Reads a secret. The audit row is written before the value is given.
     ///
     /// # Errors
-    /// `not_found`, `not_active`, `version_unsupported`, or what the backend did wrong.
+    /// `not_found`, `not_synced`, `not_active`, `version_unsupported`, `too_stale`, or what the backend did wrong.
     pub async fn get(
         &self,
         allowed: &Authorized<Read>,
         origin: &Origin,
-        version: Option<Version>,
+        wanted: Wanted,
     ) -> Result<Found, Error> {
         let mut row = self.row(allowed.caller(), origin, Action::SecretRead, allowed.path().as_str());
-        let outcome = self.read(allowed, version, &mut row).await;
+        let outcome = self.read(allowed, wanted, &mut row).await;
         if let Ok(found) = &outcome {
             row.version = found.version;
             row.source = Some(found.source.as_str().into());
@@ -121,34 +145,115 @@ impl Secrets {
     async fn read(
         &self,
         allowed: &Authorized<Read>,
-        version: Option<Version>,
+        wanted: Wanted,
         row: &mut AuditRow,
     ) -> Result<Found, Error> {
         let (tenant, path) = (allowed.tenant(), allowed.path());
-        match self.configurations.of(tenant).await?.route(path) {
-            Route::Local => local(&self.records, tenant, path, version).await,
-            Route::Remote { backend, name } => {
-                row.backend = Some(backend.id.to_string());
+        let route = self.configurations.of(tenant).await?.route(path);
+        if let Some(backend) = route.backend() {
+            row.backend = Some(backend.id.to_string());
+        }
+        let found = match &route {
+            Route::Local => local(&self.records, tenant, path, wanted.version).await?,
+            Route::Proxied { backend, name } => {
                 row.remote_name = Some(name.as_str().into());
-                if version.is_some() {
-                    return Err(Error::field(
-                        Reason::VersionUnsupported,
-                        "/version",
-                        "a path in proxy mode has only its current version",
-                    ));
-                }
-                let secret = self.connections.read(tenant, &backend, &name).await?;
-                Ok(Found {
-                    version: None,
-                    kind: secret.kind,
-                    value: secret.value.clone(),
-                    content_type: secret.content_type.to_string(),
-                    metadata: secret.metadata.clone(),
-                    source: Source::Proxy,
-                    remote_version: secret.remote_version.clone(),
-                    created: secret.created,
-                })
+                self.proxied(tenant, backend, name, wanted.version).await?
             }
+            Route::Synced { backend, name, rule } => {
+                row.remote_name = Some(name.as_str().into());
+                if !backend.enabled {
+                    return Err(Error::backend_disabled(&backend.name));
+                }
+                match self.copies.find(tenant, path, &route).await? {
+                    Ok((_, replica)) => {
+                        let copy = self.copies.aged(tenant, backend, *rule, path, replica).await?;
+                        self.synced(tenant, path, &route, copy, wanted).await?
+                    }
+                    Err(Absence::Proxy) => self.proxied(tenant, backend, name, wanted.version).await?,
+                    Err(Absence::NotFound) => return Err(absent()),
+                    Err(Absence::NotSynced(reason)) => return Err(Error::not_synced(reason)),
+                }
+            }
+        };
+        if found.version.is_some_and(|version| version < wanted.at_least) {
+            return Err(Error::new(Reason::TooStale, "there is no version that late")
+                .next("read without `min_version`, or write first"));
+        }
+        Ok(found)
+    }
+
+    async fn proxied(
+        &self,
+        tenant: &TenantId,
+        backend: &BackendView,
+        name: &RemoteName,
+        version: Option<Version>,
+    ) -> Result<Found, Error> {
+        if version.is_some() {
+            return Err(Error::field(
+                Reason::VersionUnsupported,
+                "/version",
+                "a path in proxy mode has only its current version",
+            ));
+        }
+        let secret = self.connections.read(tenant, backend, name).await?;
+        Ok(Found {
+            version: None,
+            kind: secret.kind,
+            value: secret.value.clone(),
+            content_type: secret.content_type.to_string(),
+            metadata: secret.metadata.clone(),
+            source: Source::Proxy,
+            remote_version: secret.remote_version.clone(),
+            created: secret.created,
+            age: Duration::ZERO,
+            stale: Stale::No,
+        })
+    }
+
+    /// A copy as it was wanted: another version of it, or one that is fresh enough.
+    async fn synced(
+        &self,
+        tenant: &TenantId,
+        path: &SecretPath,
+        route: &Route,
+        copy: Copy,
+        wanted: Wanted,
+    ) -> Result<Found, Error> {
+        let Route::Synced { backend, name, rule } = route else { return Err(Error::internal()) };
+        let found = |copy: Copy| {
+            let replica = copy.replica;
+            let value = replica.value.ok_or_else(|| Error::not_active(replica.state))?;
+            Ok(Found {
+                version: Some(replica.version),
+                kind: replica.kind,
+                value,
+                content_type: replica.content_type,
+                metadata: replica.metadata,
+                source: Source::Sync,
+                remote_version: replica.remote_version,
+                created: replica.created,
+                age: copy.age,
+                stale: copy.stale,
+            })
+        };
+        if let Some(version) = wanted.version.filter(|version| *version != copy.replica.version) {
+            let (age, stale) = (copy.age, copy.stale);
+            let older = local(&self.records, tenant, path, Some(version)).await?;
+            return Ok(Found { source: Source::Sync, age, stale, ..older });
+        }
+        let limits = [wanted.max_age, backend.sync.max_staleness];
+        let Some(limit) = limits.into_iter().flatten().min().filter(|limit| copy.age > *limit) else {
+            return found(copy);
+        };
+        self.refresher.refresh(tenant, backend, *rule, path, name).await?;
+        match self.copies.find(tenant, path, route).await? {
+            Ok((_, replica)) => {
+                let copy = self.copies.aged(tenant, backend, *rule, path, replica).await?;
+                tracing::debug!(?limit, age = ?copy.age, "a copy was verified for its reader");
+                found(copy)
+            }
+            Err(_) => Err(absent()),
         }
     }
 
@@ -172,10 +277,17 @@ impl Secrets {
         row: &mut AuditRow,
     ) -> Result<Vec<VersionLine>, Error> {
         let (tenant, path) = (allowed.tenant(), allowed.path());
-        if let Route::Remote { backend, name } = self.configurations.of(tenant).await?.route(path) {
-            row.backend = Some(backend.id.to_string());
+        let route = self.configurations.of(tenant).await?.route(path);
+        row.backend = route.backend().map(|backend| backend.id.to_string());
+        let copied = match &route {
+            Route::Synced { .. } => self.copies.find(tenant, path, &route).await?.is_ok(),
+            Route::Local | Route::Proxied { .. } => false,
+        };
+        if let Route::Proxied { backend, name } | Route::Synced { backend, name, .. } = &route
+            && !copied
+        {
             row.remote_name = Some(name.as_str().into());
-            let history = self.connections.history(tenant, &backend, &name).await?;
+            let history = self.connections.history(tenant, backend, name).await?;
             return Ok(history
                 .into_iter()
                 .map(|line| VersionLine {
@@ -195,7 +307,7 @@ impl Secrets {
             };
             lines.push(VersionLine {
                 version: Some(entry.version),
-                remote_version: String::new(),
+                remote_version: entry.remote_version,
                 state: entry.state,
                 created: Some(entry.created),
             });
@@ -213,7 +325,7 @@ impl Secrets {
         origin: &Origin,
         new: NewVersion,
         expected: Expected,
-    ) -> Result<(Version, Timestamp), Error> {
+    ) -> Result<Committed<(Version, Timestamp)>, Error> {
         let row = self.row(allowed.caller(), origin, Action::SecretWrite, allowed.path().as_str());
         let outcome = self.write(allowed, origin, &row, new, expected).await;
         self.audit.close_refusal(row, origin, outcome).await
@@ -226,7 +338,7 @@ impl Secrets {
         row: &AuditRow,
         new: NewVersion,
         expected: Expected,
-    ) -> Result<(Version, Timestamp), Error> {
+    ) -> Result<Committed<(Version, Timestamp)>, Error> {
         let (tenant, path) = (allowed.tenant(), allowed.path());
         new.kind.check(new.value.expose())?;
         check_metadata(&new.metadata)?;
@@ -247,10 +359,13 @@ impl Secrets {
                 state: State::Active,
                 created: now,
                 deleted: None,
+                remote_version: String::new(),
             };
             let mut row = row.clone();
             row.version = Some(version);
             row.source = Some(Source::Local.as_str().into());
+            // A copy that was detached remembers its base: if its backend comes back, both sides can be compared.
+            let base = head.as_ref().and_then(|(head, _)| head.base.clone());
             let head_key = secret_key(tenant, path);
             let version_key = version_key(tenant, path.as_str(), version);
             // A mapping that comes meanwhile must see this secret, or this write that mapping.
@@ -259,12 +374,15 @@ impl Secrets {
                 .expect_as_found(head_key.clone(), head.map(|(_, version)| version))
                 .put(
                     head_key.clone(),
-                    self.records.seal(&head_key, &SecretHead { current: version, state: State::Active }),
+                    self.records.seal(
+                        &head_key,
+                        &SecretHead { current: version, state: State::Active, changed: now, base },
+                    ),
                 )
                 .put(version_key.clone(), self.records.seal_secret(&version_key, &entry, Some(&new.value)));
             let tx = self.audit.stage(tx, &row.ended(origin, &Ok(())));
-            if settle(self.records.store().commit(tx).await)?.is_some() {
-                return Ok((version, now));
+            if let Some(revision) = settle(self.records.store().commit(tx).await)? {
+                return Ok(Committed { value: (version, now), revision });
             }
         }
         Err(contended())
@@ -279,7 +397,7 @@ impl Secrets {
         allowed: &Authorized<Write>,
         origin: &Origin,
         expected: Expected,
-    ) -> Result<(), Error> {
+    ) -> Result<Committed<()>, Error> {
         let row = self.row(allowed.caller(), origin, Action::SecretDelete, allowed.path().as_str());
         let outcome = self.remove(allowed, origin, &row, expected).await;
         self.audit.close_refusal(row, origin, outcome).await
@@ -291,7 +409,7 @@ impl Secrets {
         origin: &Origin,
         row: &AuditRow,
         expected: Expected,
-    ) -> Result<(), Error> {
+    ) -> Result<Committed<()>, Error> {
         let (tenant, path) = (allowed.tenant(), allowed.path());
         for _ in 0..ATTEMPTS {
             let anchor = self.check_local(tenant, path).await?;
@@ -303,21 +421,22 @@ impl Secrets {
             let key = version_key(tenant, path.as_str(), head.current);
             let (mut entry, value) =
                 self.records.get_secret::<SecretVersionHead>(&key).await?.ok_or_else(absent)?;
+            let now = self.clock.now();
             entry.state = State::Deleted;
-            entry.deleted = Some(self.clock.now());
+            entry.deleted = Some(now);
             let mut row = row.clone();
             row.version = Some(head.current);
             row.source = Some(Source::Local.as_str().into());
             let head_key = secret_key(tenant, path);
-            let gone = SecretHead { current: head.current, state: State::Deleted };
+            let gone = SecretHead { state: State::Deleted, changed: now, ..head };
             let tx = Tx::new()
                 .expect_as_found(generation_key(tenant), anchor)
                 .expect(head_key.clone(), head_version)
                 .put(head_key.clone(), self.records.seal(&head_key, &gone))
                 .put(key.clone(), self.records.seal_secret(&key, &entry, value.as_ref()));
             let tx = self.audit.stage(tx, &row.ended(origin, &Ok(())));
-            if settle(self.records.store().commit(tx).await)?.is_some() {
-                return Ok(());
+            if let Some(revision) = settle(self.records.store().commit(tx).await)? {
+                return Ok(Committed { value: (), revision });
             }
         }
         Err(contended())
@@ -356,8 +475,13 @@ impl Secrets {
         // Whole names, so that the order is the store's and a page can begin anywhere.
         let mut names: BTreeMap<String, ()> = BTreeMap::new();
         for backend in configuration.views().iter().filter(|backend| backend.enabled) {
+            let asked = self.asked_rules(tenant, backend).await?;
+            if asked.is_empty() {
+                continue;
+            }
             let found = self.connections.children(tenant, backend, folder).await?;
-            names.extend(found.into_iter().map(|name| (name, ())));
+            names
+                .extend(found.into_iter().filter(|name| is_of(backend, &asked, name)).map(|name| (name, ())));
         }
         if let Some(after) = &after {
             names = names.split_off(after);
@@ -414,7 +538,23 @@ impl Secrets {
         let Entry::Row { name, row } = entry else { return Ok(true) };
         let Ok(path) = SecretPath::check(name) else { return Ok(false) };
         let head: SecretHead = self.records.open(&secret_key(tenant, &path), &row.value)?;
-        Ok(head.state == State::Active && configuration.route(&path) == Route::Local)
+        Ok(head.state == State::Active
+            && match configuration.route(&path) {
+                Route::Local => true,
+                Route::Proxied { .. } => false,
+                Route::Synced { backend, .. } => backend.enabled && head.copy_of(&backend.id).is_some(),
+            })
+    }
+
+    /// The rules whose paths are listed by asking the backend: those that are proxied, and those that no cycle has seen.
+    async fn asked_rules(&self, tenant: &TenantId, backend: &BackendView) -> Result<Vec<usize>, StoreError> {
+        let mut asked = backend.rules_in(Mode::Proxy);
+        for rule in backend.rules_in(Mode::Sync) {
+            if self.copies.is_unseen(tenant, backend, rule).await? {
+                asked.push(rule);
+            }
+        }
+        Ok(asked)
     }
 
     /// Refuses a path that a backend owns; answers the anchor of the configuration that says so.
@@ -422,7 +562,9 @@ impl Secrets {
         let configuration = self.configurations.of(tenant).await?;
         match configuration.route(path) {
             Route::Local => Ok(configuration.anchor),
-            Route::Remote { backend, .. } => Err(Error::federated_read_only(&backend.name)),
+            Route::Proxied { backend, .. } | Route::Synced { backend, .. } => {
+                Err(Error::federated_read_only(&backend.name))
+            }
         }
     }
 
@@ -445,15 +587,17 @@ impl Secrets {
     }
 }
 
+/// Whether a listed name is a folder, or a path of one of these rules.
+fn is_of(backend: &BackendView, rules: &[usize], name: &str) -> bool {
+    let Ok(path) = SecretPath::check(name) else { return true };
+    backend.mapping.forward(&path).is_some_and(|(rule, _)| rules.contains(&rule))
+}
+
 fn is_visible(allowed: &Authorized<List, Folder>, name: &str) -> bool {
     match name.strip_suffix('/') {
         Some(folder) => allowed.may_see_below(folder.split('/')),
         None => SecretPath::check(name).is_ok_and(|path| allowed.may_see(&path)),
     }
-}
-
-fn secret_key(tenant: &TenantId, path: &SecretPath) -> Key {
-    Key::new(tenant, Space::Secret, path.as_str())
 }
 
 /// Reads a local secret, whoever asks: the caller has decided that it may be.
@@ -477,7 +621,7 @@ pub(crate) async fn local(
     let (entry, value) = found.ok_or_else(absent)?;
     let value = match (entry.state, value) {
         (State::Active, Some(value)) => value,
-        (state, _) => return Err(not_active(state)),
+        (state, _) => return Err(Error::not_active(state)),
     };
     Ok(Found {
         version: Some(entry.version),
@@ -486,15 +630,11 @@ pub(crate) async fn local(
         content_type: entry.content_type,
         metadata: entry.metadata,
         source: Source::Local,
-        remote_version: String::new(),
+        remote_version: entry.remote_version,
         created: Some(entry.created),
+        age: Duration::ZERO,
+        stale: Stale::No,
     })
-}
-
-/// What a read of a version without a value answers.
-pub(crate) fn not_active(state: State) -> Error {
-    Error::new(Reason::NotActive, format!("the secret is {}", state.as_str()))
-        .next("list its versions to see which have a value")
 }
 
 fn absent() -> Error {

@@ -124,6 +124,9 @@ impl Tenants {
             Space::Generation,
             Space::Event,
             Space::Setting,
+            Space::SyncState,
+            Space::Run,
+            Space::RunDetail,
         ] {
             self.erase(id, space).await?;
         }

@@ -147,6 +147,10 @@ impl Store for MemoryStore {
         self.epoch
     }
 
+    fn is_exclusive(&self) -> bool {
+        true
+    }
+
     async fn health(&self) -> Result<(), StoreError> {
         Ok(())
     }

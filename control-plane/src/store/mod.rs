@@ -14,6 +14,8 @@
 //!
 //! Values. An engine knows nothing of them: [`Records`] seals every value, bound to its place, before it gets here.
 //!
+//! Jobs. Work that must survive crashes is rows, too: see [`jobs`].
+//!
 //! Engines: [`RedbStore`] for one machine, [`MemoryStore`] for tests. One conformance suite runs over both.
 
 use std::error::Error as StdError;
@@ -28,6 +30,8 @@ use scaivault_domain::tenant::TenantId;
 use scaivault_domain::{Error, Reason};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+pub mod jobs;
 
 mod memory;
 mod records;
@@ -100,6 +104,14 @@ pub enum Space {
     AuditHead = 13,
     /// What the installation knows about itself: its CA, its key ring.
     Setting = 14,
+    /// A part of a job.
+    Job = 15,
+    /// The report of a sync run.
+    Run = 16,
+    /// What the last sync cycles of a backend found.
+    SyncState = 17,
+    /// What a sync run did to single paths.
+    RunDetail = 18,
 }
 
 impl Space {
@@ -119,6 +131,10 @@ impl Space {
         Space::AuditSegment,
         Space::AuditHead,
         Space::Setting,
+        Space::Job,
+        Space::Run,
+        Space::SyncState,
+        Space::RunDetail,
     ];
 
     /// The stable code.
@@ -131,9 +147,19 @@ impl Space {
         Space::ALL.iter().copied().find(|space| space.code() == code)
     }
 
-    /// Whether changes appear in the feed. Audit rows do not: nobody follows them, and they would drown the rest.
+    /// Whether changes appear in the feed. What nobody follows does not: it would drown the rest. Of a secret, the head
+    /// is followed.
     pub fn is_fed(self) -> bool {
-        !matches!(self, Space::AuditRow | Space::AuditSegment | Space::AuditHead)
+        !matches!(
+            self,
+            Space::SecretVersion
+                | Space::AuditRow
+                | Space::AuditSegment
+                | Space::AuditHead
+                | Space::Job
+                | Space::Run
+                | Space::RunDetail
+        )
     }
 }
 
@@ -276,6 +302,12 @@ impl Tx {
     #[must_use]
     pub fn expect(mut self, key: Key, version: RowVersion) -> Self {
         self.preconditions.push((key, Precondition::Version(version)));
+        self
+    }
+
+    /// As [`expect`](Self::expect), and judged before what is expected already.
+    fn expect_first(mut self, key: Key, version: RowVersion) -> Self {
+        self.preconditions.insert(0, (key, Precondition::Version(version)));
         self
     }
 
@@ -476,6 +508,9 @@ pub trait Store: Send + Sync + 'static {
     /// The epoch of this store.
     fn epoch(&self) -> Epoch;
 
+    /// Whether no other process can use the store while this one has it open.
+    fn is_exclusive(&self) -> bool;
+
     /// Whether the store can be read and takes writes.
     async fn health(&self) -> Result<(), StoreError>;
 }
@@ -557,7 +592,7 @@ mod tests {
     #[test]
     fn codes_are_stable() {
         let codes: Vec<u8> = Space::ALL.iter().map(|space| space.code()).collect();
-        assert_eq!(codes, (1..=14).collect::<Vec<u8>>());
+        assert_eq!(codes, (1..=18).collect::<Vec<u8>>());
         for space in Space::ALL {
             assert_eq!(Space::from_code(space.code()), Some(*space));
         }

@@ -3,6 +3,7 @@
 //! A value is JSON (of a secret's version: see [`Records::seal_secret`]) in a sealed record under the owner's key. The
 //! row's owner, space and name are the record's associated data, so a row that was moved or swapped does not open.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use scaivault_seal::Keyring;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Depth, Entry, Key, Owner, RowVersion, Space, Store, StoreError};
+use super::{CommitError, Depth, Entry, Key, Owner, RowVersion, Space, Store, StoreError, Tx};
 
 /// What the key ring derives the store's keys for.
 const PURPOSE: &str = "store";
@@ -22,6 +23,9 @@ const VALUE: u8 = 1;
 
 /// How many records are read at once where all are wanted.
 const PAGE: usize = 1000;
+
+/// How many rows one transaction trims: a longer one would hold up everybody's writes.
+const TRIM: usize = 256;
 
 /// Sealed rows of a store.
 #[derive(Clone)]
@@ -131,6 +135,45 @@ impl Records {
             if last {
                 return Ok(all);
             }
+        }
+    }
+
+    /// Keeps the `keep` newest rows whose names begin with `prefix`, and deletes the others in transactions of bounded
+    /// size; how many. For rows with names in the order of time, which nobody rewrites. Reads all rows of the prefix.
+    ///
+    /// # Errors
+    /// When the store does not answer. Some rows may be deleted; the next time trims the rest.
+    pub async fn trim(
+        &self,
+        owner: &Owner,
+        space: Space,
+        prefix: &str,
+        keep: usize,
+    ) -> Result<usize, StoreError> {
+        let mut newest = VecDeque::new();
+        let mut trimmed = 0;
+        let mut last: Option<String> = None;
+        loop {
+            let page = self.store.scan(owner, space, prefix, Depth::All, last.as_deref(), TRIM).await?;
+            newest.extend(page.iter().map(|entry| entry.name().to_owned()));
+            last = newest.back().cloned();
+            let old: Vec<String> = newest.drain(..newest.len().saturating_sub(keep)).collect();
+            trimmed += old.len();
+            self.delete_all(old.into_iter().map(|name| Key::new(owner.clone(), space, name))).await?;
+            if page.len() < TRIM {
+                return Ok(trimmed);
+            }
+        }
+    }
+
+    async fn delete_all(&self, keys: impl ExactSizeIterator<Item = Key>) -> Result<(), StoreError> {
+        if keys.len() == 0 {
+            return Ok(());
+        }
+        match self.store.commit(keys.fold(Tx::new(), Tx::delete)).await {
+            Ok(_) => Ok(()),
+            Err(CommitError::Unavailable(error)) => Err(error),
+            Err(CommitError::Precondition(_)) => unreachable!("nothing was expected"),
         }
     }
 
@@ -244,7 +287,7 @@ mod tests {
     use scaivault_domain::tenant::TenantId;
     use serde::Deserialize;
 
-    use super::super::{MemoryStore, RedbStore, Tx};
+    use super::super::{MemoryStore, RedbStore};
     use super::*;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -277,6 +320,32 @@ mod tests {
         assert_eq!(found, [Entry::Row { name: "a/b".into(), row: (head("hello"), version) }]);
         let found = records.scan::<Head>(&key.owner, key.space, "", Depth::Children, None, 9).await.unwrap();
         assert_eq!(found, [Entry::Folder { name: "a/".into() }]);
+    }
+
+    #[tokio::test]
+    async fn trimming_keeps_the_newest_of_its_prefix() {
+        let records = records();
+        let owner = key("acme", Space::Run, "").owner;
+        let names = |prefix: &'static str| async {
+            let rows = records.store().scan(&owner, Space::Run, prefix, Depth::All, None, 5_000).await;
+            rows.unwrap().iter().map(|entry| entry.name().to_owned()).collect::<Vec<_>>()
+        };
+        let run = |n: usize| format!("a/{n:04}");
+        let others = ["a-b/0", "a0", "b/0"].map(str::to_owned);
+        let tx = (0..3 * TRIM)
+            .map(run)
+            .chain(others)
+            .fold(Tx::new(), |tx, name| tx.put(Key::new(owner.clone(), Space::Run, name), Bytes::new()));
+        records.store().commit(tx).await.unwrap();
+
+        let trim = |keep| records.trim(&owner, Space::Run, "a/", keep);
+        assert_eq!(trim(3 * TRIM).await.unwrap(), 0);
+        assert_eq!(trim(TRIM + 1).await.unwrap(), 2 * TRIM - 1);
+        assert_eq!(names("a/").await, (2 * TRIM - 1..3 * TRIM).map(run).collect::<Vec<_>>());
+        assert_eq!(trim(50).await.unwrap(), TRIM - 49);
+        assert_eq!(trim(50).await.unwrap(), 0);
+        assert_eq!(trim(0).await.unwrap(), 50);
+        assert_eq!(names("").await, ["a-b/0", "a0", "b/0"]);
     }
 
     #[test]

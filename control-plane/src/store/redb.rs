@@ -520,6 +520,11 @@ impl Store for RedbStore {
         self.epoch
     }
 
+    fn is_exclusive(&self) -> bool {
+        // redb locks the file.
+        true
+    }
+
     async fn health(&self) -> Result<(), StoreError> {
         self.writer.health()?;
         let store = self.reader()?.open_table(STORE).map_err(fault)?;

@@ -1,3 +1,3 @@
-//! What a node does itself: proxied reads.
+//! What a node does itself: reads.
 
 pub mod read;

@@ -1,34 +1,38 @@
 //! Identical reads in flight share one call.
 //!
-//! The call runs in a task of its own, so a caller that hangs up cancels it for nobody. Nothing is kept once it has
-//! ended: the next caller asks again.
+//! Whoever waits for the call drives it, so the usual one, with a single caller, costs no task. A caller that hangs up
+//! cancels it for nobody: it leaves a task behind that drives the call to its end. Nothing is kept once it has ended:
+//! the next caller asks again.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, FusedFuture as _, Shared};
+use tokio::runtime::Handle;
 
 use crate::error::BackendError;
 
 type Outcome<V> = Result<V, BackendError>;
-type Flight<V> = watch::Receiver<Option<Outcome<V>>>;
+type Flight<V> = Shared<BoxFuture<'static, Outcome<V>>>;
 
 /// Calls in flight by key, e.g. a backend's id and a remote name. A key must not name a caller.
-pub struct Coalescer<K, V> {
+pub struct Coalescer<K, V: Clone> {
     flights: Flights<K, V>,
 }
 
 type Flights<K, V> = Arc<Mutex<HashMap<K, Flight<V>>>>;
 
-impl<K, V> Default for Coalescer<K, V> {
+impl<K, V: Clone> Default for Coalescer<K, V> {
     fn default() -> Self {
         Coalescer { flights: Flights::default() }
     }
 }
 
-impl<K, V> fmt::Debug for Coalescer<K, V> {
+impl<K, V: Clone> fmt::Debug for Coalescer<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Coalescer").field("in_flight", &lock(&self.flights).len()).finish()
     }
@@ -47,10 +51,8 @@ where
     where
         C: Future<Output = Outcome<V>> + Send + 'static,
     {
-        let mut flight = self.join(key, call);
-        let outcome = flight.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-        // Without an outcome the task panicked or the runtime is going down.
-        outcome.unwrap_or(Err(BackendError::Unreachable("the call was ended before its answer came")))
+        let mut passenger = Passenger(self.join(key, call));
+        (&mut passenger.0).await
     }
 
     fn join<C>(&self, key: K, call: C) -> Flight<V>
@@ -61,32 +63,47 @@ where
         if let Some(flight) = flights.get(&key) {
             return flight.clone();
         }
-        let (landed, flight) = watch::channel(None);
-        flights.insert(key.clone(), flight.clone());
-        let landing = Landing { flights: self.flights.clone(), key };
-        tokio::spawn(async move {
-            let outcome = call.await;
+        let landing = Landing { flights: self.flights.clone(), key: key.clone() };
+        let flight = async move {
+            let outcome = AssertUnwindSafe(call).catch_unwind().await;
             // Off the board before anybody hears of it, so that whoever asks again asks anew.
             drop(landing);
-            landed.send_replace(Some(outcome));
-        });
+            outcome.unwrap_or(Err(BackendError::Unreachable("the call was ended before its answer came")))
+        };
+        let flight = flight.boxed().shared();
+        flights.insert(key, flight.clone());
         flight
     }
 }
 
+/// Somebody who waits for a call.
+struct Passenger<V: Clone + Send + Sync + 'static>(Flight<V>);
+
+impl<V: Clone + Send + Sync + 'static> Drop for Passenger<V> {
+    fn drop(&mut self) {
+        // Even if others wait: they may be hanging up at this moment, each relying on the other.
+        if !self.0.is_terminated()
+            && self.0.peek().is_none()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(self.0.clone());
+        }
+    }
+}
+
 /// Takes the flight off the board, also when the call panics.
-struct Landing<K: Eq + Hash, V> {
+struct Landing<K: Eq + Hash, V: Clone> {
     flights: Flights<K, V>,
     key: K,
 }
 
-impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+impl<K: Eq + Hash, V: Clone> Drop for Landing<K, V> {
     fn drop(&mut self) {
         lock(&self.flights).remove(&self.key);
     }
 }
 
-fn lock<K, V>(flights: &Flights<K, V>) -> MutexGuard<'_, HashMap<K, Flight<V>>> {
+fn lock<K, V: Clone>(flights: &Flights<K, V>) -> MutexGuard<'_, HashMap<K, Flight<V>>> {
     flights.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -146,6 +163,18 @@ mod tests {
         assert!(impatient.await.is_err_and(|error| error.is_cancelled()));
         let (patient, ()) = tokio::join!(coalescer.run("x", store.call()), async { store.open.notify_one() });
         assert_eq!(patient, Ok(1));
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_joined_goes_on_when_the_first_hangs_up() {
+        let (store, coalescer) = (Arc::new(Store::default()), Coalescer::default());
+        let mut first = Box::pin(coalescer.run("x", store.call()));
+        let mut second = Box::pin(coalescer.run("x", store.call()));
+        assert!(futures::poll!(&mut first).is_pending() && futures::poll!(&mut second).is_pending());
+        drop(first);
+        store.open.notify_one();
+        assert_eq!(second.await, Ok(1));
+        assert!(lock(&coalescer.flights).is_empty());
     }
 
     #[tokio::test]

@@ -11,8 +11,9 @@ use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::tenant::{BackendName, TenantId};
 use scaivault_domain::view::BackendView;
 use scaivault_domain::{Error, Reason};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::background::{Background, Failed};
 use crate::coalesce::Coalescer;
 use crate::guard::{Guard, Limits, Retry};
 use crate::{Backend, BackendError, Lease, Page, PageToken, RemoteSecret, RemoteVersion, SecretBackend as _};
@@ -110,7 +111,7 @@ impl<L: Leases> Connection<L> {
             let (connection, name) = (self.clone(), name.clone());
             async move { connection.backend.history(&lease, &name).await }
         };
-        let mut history = self.guarded(timeout, call).await?;
+        let mut history = self.guarded(Effort::prompt(timeout), call).await?;
         history.reverse();
         Ok(history)
     }
@@ -129,7 +130,7 @@ impl<L: Leases> Connection<L> {
             let (connection, folder, after) = (self.clone(), folder.cloned(), after.cloned());
             async move { connection.backend.list(&lease, folder.as_ref(), after.as_ref()).await }
         };
-        self.guarded(timeout, call).await
+        Ok(self.guarded(Effort::prompt(timeout), call).await?)
     }
 
     /// Asks the backend whether it answers and takes our login.
@@ -141,44 +142,70 @@ impl<L: Leases> Connection<L> {
             let connection = self.clone();
             async move { connection.backend.probe(&lease).await }
         };
-        self.guarded(timeout, call).await
+        Ok(self.guarded(Effort::prompt(timeout), call).await?)
     }
 
-    async fn guarded<T, F>(
+    /// What a run of work that nobody waits for does with the backend; `timeout` is for each call.
+    pub fn background(self: &Arc<Self>, timeout: Duration) -> Background<L> {
+        Background::new(self.clone(), timeout)
+    }
+
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// Makes `call` with a lease, and with another one if that is refused.
+    pub(crate) async fn guarded<T, F>(
         &self,
-        timeout: Duration,
+        effort: Effort,
         call: impl Fn(Arc<Lease>) -> F + Send + Sync,
-    ) -> Result<T, Error>
+    ) -> Result<T, Failed>
     where
         F: Future<Output = Result<T, BackendError>> + Send,
     {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + effort.whole;
         let mut refused = None;
         loop {
-            let lease = match self.lease(refused.as_deref(), deadline).await {
+            let lease_by = deadline.min(Instant::now() + effort.attempt);
+            let lease = match self.lease(refused.as_deref(), lease_by).await {
                 Ok(lease) => lease,
                 Err(error) => return Err(self.without_lease(error).await),
             };
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.guard.call(Retry::PROXIED_READ, left, || call(lease.clone())).await {
+            let attempt = async || {
+                timeout(effort.attempt, call(lease.clone())).await.unwrap_or(Err(BackendError::Timeout))
+            };
+            match self.guard.call(effort.retry, left, attempt).await {
                 Err(BackendError::LoginExpired) if refused.is_none() => refused = Some(lease.id.clone()),
-                outcome => return outcome.map_err(|error| named(error, &self.name)),
+                outcome => return outcome.map_err(|cause| self.failed(cause)),
             }
         }
     }
 
+    pub(crate) fn failed(&self, cause: BackendError) -> Failed {
+        Failed { shown: named(cause.clone(), &self.name), cause }
+    }
+
     /// A backend that cannot be reached for a login cannot be reached: the breaker counts that too.
-    async fn without_lease(&self, error: Error) -> Error {
-        match error.reason {
-            Reason::BackendUnreachable | Reason::BackendTimeout => {
-                self.guard.count(BackendError::Unreachable("no login")).await;
-                error
+    async fn without_lease(&self, shown: Error) -> Failed {
+        match shown.reason {
+            Reason::BackendUnreachable => {
+                let cause = BackendError::Unreachable("no login");
+                self.guard.count(cause.clone()).await;
+                Failed { cause, shown }
+            }
+            Reason::BackendTimeout => {
+                self.guard.count(BackendError::Timeout).await;
+                Failed { cause: BackendError::Timeout, shown }
             }
             Reason::NoLease => {
                 self.guard.count(BackendError::Timeout).await;
-                named(BackendError::Timeout, &self.name)
+                self.failed(BackendError::Timeout)
             }
-            _ => error,
+            Reason::BackendThrottled => {
+                Failed { cause: BackendError::Throttled { retry_after: shown.retry_after }, shown }
+            }
+            _ => Failed { cause: BackendError::LoginExpired, shown },
         }
     }
 
@@ -189,6 +216,22 @@ impl<L: Leases> Connection<L> {
                 .next("try again; the backend's status tells why")
                 .retry_after(Duration::from_secs(1)))
         })
+    }
+}
+
+/// How much is done for an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    pub(crate) retry: Retry,
+    /// The deadline of one attempt.
+    pub(crate) attempt: Duration,
+    /// The deadline of everything: attempts, the pauses between them and a new login.
+    pub(crate) whole: Duration,
+}
+
+impl Effort {
+    fn prompt(timeout: Duration) -> Self {
+        Effort { retry: Retry::PROXIED_READ, attempt: timeout, whole: timeout }
     }
 }
 

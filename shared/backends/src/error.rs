@@ -150,9 +150,9 @@ impl BackendError {
     /// What somebody can do about it, one sentence.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            BackendError::Forbidden => {
-                Some("let the policies of the backend's role allow `read` on the remote name")
-            }
+            BackendError::Forbidden => Some(
+                "let the policies of the backend's role allow `read` on the remote name, and `list` on its folder",
+            ),
             BackendError::LoginExpired => Some("check the backend's credential and its expiry"),
             BackendError::MountNotLiteral => Some(
                 "begin the template with the mount, e.g. `secret/data/**`; a namespace belongs into `config.namespace`",

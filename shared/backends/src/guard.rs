@@ -25,6 +25,16 @@ const LONGEST_THROTTLE: Duration = Duration::from_secs(300);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
     attempts: u32,
+    manner: Manner,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// Takes any place at the store, and hears at once when there is none.
+    Prompt,
+    /// Takes one of the few places for work that nobody waits for. Where it is asked to slow down, or refused, it waits
+    /// until its deadline; that costs no attempt.
+    Patient,
 }
 
 impl Retry {
@@ -32,10 +42,12 @@ impl Retry {
     pub const NEVER: Retry = Retry::attempts(1);
     /// Somebody waits for the answer: once more at most.
     pub const PROXIED_READ: Retry = Retry::attempts(2);
+    /// Nobody waits for the answer: behind the reads that somebody waits for, and patient with a busy store.
+    pub const BACKGROUND: Retry = Retry { attempts: 4, manner: Manner::Patient };
 
     /// `attempts` in all, at least one.
     pub const fn attempts(attempts: u32) -> Retry {
-        Retry { attempts }
+        Retry { attempts, manner: Manner::Prompt }
     }
 }
 
@@ -46,11 +58,13 @@ pub struct Limits {
     pub in_flight: usize,
     /// Calls that wait for one of them to end. Any more are refused.
     pub waiting: usize,
+    /// Calls at the store that nobody waits for. The others wait without being refused.
+    pub background: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { in_flight: 64, waiting: 256 }
+        Limits { in_flight: 64, waiting: 256, background: 16 }
     }
 }
 
@@ -182,6 +196,7 @@ fn is_retried(error: &BackendError) -> bool {
 pub struct Guard {
     in_flight: Semaphore,
     waiting: Semaphore,
+    background: Semaphore,
     inner: Mutex<Inner>,
     published: watch::Sender<BreakerState>,
 }
@@ -204,6 +219,7 @@ impl Guard {
         Guard {
             in_flight: Semaphore::new(limits.in_flight),
             waiting: Semaphore::new(limits.waiting),
+            background: Semaphore::new(limits.background),
             inner: Mutex::new(Inner { breaker: Breaker::new(), throttled_until: None }),
             published: watch::Sender::new(BreakerState::Closed),
         }
@@ -234,21 +250,27 @@ impl Guard {
         F: Future<Output = Result<T, BackendError>>,
     {
         let deadline = Instant::now() + deadline;
-        let mut attempt = 0;
-        let mut earlier = None;
+        let is_patient = retry.manner == Manner::Patient;
+        let (mut calls, mut failures) = (0, 0);
+        let mut told = None;
         loop {
-            attempt += 1;
-            let error = match self.attempt(deadline, &mut call).await {
+            let (error, again) = match self.attempt(retry.manner, deadline, &mut call).await {
                 Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error)) => error,
-                // Why the store was to be asked again says more than why it was not.
-                Err(Refused(error)) => return Err(earlier.unwrap_or(error)),
+                Ok(Err(error)) => {
+                    calls += 1;
+                    let is_asked_to_wait = is_patient && matches!(error, BackendError::Throttled { .. });
+                    failures += u32::from(!is_asked_to_wait);
+                    told = Some(error.clone());
+                    let again = is_retried(&error) && failures < retry.attempts;
+                    (error, again)
+                }
+                Err(Refused(error)) => (error, is_patient),
             };
-            let wake_at = Instant::now() + pause(attempt, error.retry_after(), rand::random());
-            if attempt >= retry.attempts || !is_retried(&error) || wake_at >= deadline {
-                return Err(error);
+            let wake_at = Instant::now() + pause(calls.max(1), error.retry_after(), rand::random());
+            if !again || wake_at >= deadline {
+                // Why the store was to be asked again says more than why it was not.
+                return Err(told.unwrap_or(error));
             }
-            earlier = Some(error);
             sleep_until(wake_at).await;
         }
     }
@@ -262,12 +284,17 @@ impl Guard {
 
     async fn attempt<T, F>(
         &self,
+        manner: Manner,
         deadline: Instant,
         call: &mut impl FnMut() -> F,
     ) -> Result<Result<T, BackendError>, Refused>
     where
         F: Future<Output = Result<T, BackendError>>,
     {
+        let _turn = match manner {
+            Manner::Prompt => None,
+            Manner::Patient => Some(acquire(&self.background, deadline).await?),
+        };
         // Asked twice: callers must not queue up for a store that is given up, and it may be while they queue.
         self.lock().check()?;
         let _permit = self.permit(deadline).await?;
@@ -281,10 +308,8 @@ impl Guard {
         if let Ok(permit) = self.in_flight.try_acquire() {
             return Ok(permit);
         }
-        let busy = || Refused(BackendError::Busy);
-        let _place = self.waiting.try_acquire().map_err(|_| busy())?;
-        let permit = timeout_at(deadline, self.in_flight.acquire()).await.map_err(|_| busy())?;
-        Ok(permit.expect("the semaphore is never closed"))
+        let _place = self.waiting.try_acquire().map_err(|_| Refused(BackendError::Busy))?;
+        acquire(&self.in_flight, deadline).await
     }
 
     fn admit(&self) -> Result<Passage<'_>, Refused> {
@@ -306,6 +331,11 @@ impl Guard {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn acquire(places: &Semaphore, deadline: Instant) -> Result<SemaphorePermit<'_>, Refused> {
+    let permit = timeout_at(deadline, places.acquire()).await.map_err(|_| Refused(BackendError::Busy))?;
+    Ok(permit.expect("the semaphore is never closed"))
 }
 
 /// A call that was not made.
@@ -515,7 +545,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_full_bulkhead_refuses_at_once_and_waiters_get_their_turn() {
-        let guard = Arc::new(Guard::new(Limits { in_flight: 1, waiting: 1 }));
+        let guard = Arc::new(Guard::new(Limits { in_flight: 1, waiting: 1, background: 1 }));
         let call = || {
             let guard = guard.clone();
             tokio::spawn(async move {
@@ -541,5 +571,61 @@ mod tests {
         assert_eq!(most(40), RETRY_CAP);
         assert_eq!(pause(3, None, 0.0), Duration::ZERO);
         assert_eq!(pause(1, Some(SECOND), 0.0), SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn background_work_never_fills_the_bulkhead() {
+        let guard = Arc::new(Guard::new(Limits { in_flight: 4, waiting: 0, background: 2 }));
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let (guard, running, most) = (guard.clone(), running.clone(), most.clone());
+            calls.spawn(async move {
+                let call = async || {
+                    most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    tokio::time::sleep(SECOND).await;
+                    running.fetch_sub(1, Ordering::SeqCst);
+                    Ok(())
+                };
+                guard.call(Retry::BACKGROUND, LONG, call).await
+            });
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(one(&guard, Ok(())).await, Ok(()), "a proxied read finds a place");
+        while let Some(outcome) = calls.join_next().await {
+            assert_eq!(outcome.expect("no panic"), Ok(()));
+        }
+        assert_eq!(most.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn background_work_waits_out_a_pause_and_a_busy_store() {
+        let guard = guard();
+        fail(&guard, 5).await;
+        assert_eq!(guard.call(Retry::BACKGROUND, LONG, async || Ok(())).await, Ok(()));
+        let asked = AtomicUsize::new(0);
+        let throttled =
+            guard.call(Retry::BACKGROUND, LONG, async || match asked.fetch_add(1, Ordering::SeqCst) {
+                0..10 => Err(BackendError::Throttled { retry_after: None }),
+                _ => Ok(()),
+            });
+        assert_eq!(throttled.await, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn background_work_gives_up_after_a_few_failures_or_at_its_deadline() {
+        let guard = guard();
+        let asked = AtomicUsize::new(0);
+        let broken = guard.call(Retry::BACKGROUND, LONG, async || {
+            asked.fetch_add(1, Ordering::SeqCst);
+            Err::<(), _>(BackendError::Timeout)
+        });
+        assert_eq!(broken.await, Err(BackendError::Timeout));
+        assert_eq!(asked.load(Ordering::SeqCst), 4);
+        let start = Instant::now();
+        let throttled = BackendError::Throttled { retry_after: Some(SECOND) };
+        let busy = guard.call(Retry::BACKGROUND, SECOND * 9, async || Err::<(), _>(throttled.clone()));
+        assert_eq!(busy.await, Err(throttled.clone()));
+        assert!(start.elapsed() < SECOND * 9);
     }
 }

@@ -4,12 +4,14 @@
 //! each call is given a [`Lease`] that the control plane obtained. What protects a store from us, and us from a store,
 //! is the same for all of them and stands in [`guard`] and [`coalesce`].
 
+pub mod background;
 pub mod coalesce;
 pub mod connection;
 pub mod error;
 pub mod guard;
 mod http;
 mod mount;
+pub mod survey;
 #[cfg(test)]
 mod testing;
 mod tls;
@@ -23,6 +25,8 @@ use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::secret::{Kind, Metadata, SecretValue, State};
 use scaivault_domain::time::Timestamp;
 use tokio::time::Instant;
+
+use crate::survey::{Calls, Found, Step};
 
 pub use crate::error::{BackendError, Class};
 pub use crate::vault::{VaultBackend, vault_client};
@@ -114,6 +118,14 @@ pub trait SecretBackend: Send + Sync {
         name: &RemoteName,
     ) -> impl Future<Output = Result<Vec<RemoteVersion>, BackendError>> + Send;
 
+    /// The value of one version of `name`; a store that keeps no versions has none to find.
+    fn read_version(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+        remote_version: &str,
+    ) -> impl Future<Output = Result<RemoteSecret, BackendError>> + Send;
+
     /// What is directly in `folder` (`None`: in the whole store). A folder that is not there is empty.
     fn list(
         &self,
@@ -121,6 +133,14 @@ pub trait SecretBackend: Send + Sync {
         folder: Option<&RemoteName>,
         after: Option<&PageToken>,
     ) -> impl Future<Output = Result<Page, BackendError>> + Send;
+
+    /// Takes one step of a survey, which begins with [`Step::Tree`]. It is complete when no step is left.
+    fn survey(
+        &self,
+        lease: &Lease,
+        step: &Step,
+        calls: &Calls,
+    ) -> impl Future<Output = Result<Found, BackendError>> + Send;
 
     /// Whether the store answers and takes the lease; as cheap as the store allows.
     fn probe(&self, lease: &Lease) -> impl Future<Output = Result<(), BackendError>> + Send;
@@ -158,6 +178,17 @@ impl SecretBackend for Backend {
         }
     }
 
+    async fn read_version(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+        remote_version: &str,
+    ) -> Result<RemoteSecret, BackendError> {
+        match self {
+            Backend::Vault(vault) => vault.read_version(lease, name, remote_version).await,
+        }
+    }
+
     async fn list(
         &self,
         lease: &Lease,
@@ -166,6 +197,12 @@ impl SecretBackend for Backend {
     ) -> Result<Page, BackendError> {
         match self {
             Backend::Vault(vault) => vault.list(lease, folder, after).await,
+        }
+    }
+
+    async fn survey(&self, lease: &Lease, step: &Step, calls: &Calls) -> Result<Found, BackendError> {
+        match self {
+            Backend::Vault(vault) => vault.survey(lease, step, calls).await,
         }
     }
 

@@ -38,6 +38,13 @@ pub(crate) struct Server {
 impl Server {
     /// Answers each request by what `reply` says to its path, query included.
     pub(crate) async fn start(reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serve(None, move |path, _| reply(path)).await
+    }
+
+    /// [`Self::start`], where the reply depends on the headers too.
+    pub(crate) async fn start_with_heads(
+        reply: impl Fn(&str, &str) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         Self::serve(None, reply).await
     }
 
@@ -45,10 +52,13 @@ impl Server {
         acceptor: TlsAcceptor,
         reply: impl Fn(&str) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        Self::serve(Some(acceptor), reply).await
+        Self::serve(Some(acceptor), move |path, _| reply(path)).await
     }
 
-    async fn serve(tls: Option<TlsAcceptor>, reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
+    async fn serve(
+        tls: Option<TlsAcceptor>,
+        reply: impl Fn(&str, &str) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
         let address = listener.local_addr().expect("it is bound").to_string();
         let heads = Arc::new(Mutex::new(Vec::new()));
@@ -98,7 +108,7 @@ fn path_of(head: &str) -> &str {
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     seen: &Mutex<Vec<String>>,
-    reply: &(impl Fn(&str) -> Reply + ?Sized),
+    reply: &(impl Fn(&str, &str) -> Reply + ?Sized),
 ) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -106,7 +116,7 @@ async fn converse(
         head.push(byte);
     }
     let head = String::from_utf8_lossy(&head).into_owned();
-    let reply = reply(path_of(&head));
+    let reply = reply(path_of(&head), &head);
     seen.lock().expect("no test panicked with it").push(head);
     match reply {
         Reply::Bytes(bytes) => {

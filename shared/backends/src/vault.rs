@@ -2,10 +2,13 @@
 //!
 //! Plain `reqwest` and not `vaultrs`, because on this path go the credential and every proxied read: `vaultrs` follows
 //! a redirect to another host with the token, has no timeout of its own, drops `Retry-After`, panics on a token with a
-//! line break, drops `..` segments silently and takes defaults from `VAULT_*` of the process. Four GET requests are
+//! line break, drops `..` segments silently and takes defaults from `VAULT_*` of the process. A few GET requests are
 //! less than what it would take to make that safe.
 
+mod survey;
+
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,10 +22,12 @@ use scaivault_domain::time::Timestamp;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
 use crate::error::BackendError;
 use crate::http::{Answer, Http, client, encode, encode_path};
 use crate::mount::{Folder, Mount, literal_part};
+use crate::survey::{Calls, Found, Step, Way};
 use crate::tls::Trust;
 use crate::{
     EntryKind, Lease, Material, Page, PageToken, RemoteEntry, RemoteSecret, RemoteVersion, SecretBackend,
@@ -38,11 +43,16 @@ const READ_LIMIT: usize = 2 * 1024 * 1024;
 const LIST_LIMIT: usize = 32 * 1024 * 1024;
 /// How many keys a server that knows pages is asked for.
 const KEYS_PER_PAGE: usize = 1000;
+/// The same in surveys. OpenBao goes through the whole folder for every page of it, so they are not to be small.
+const KEYS_PER_SURVEY_PAGE: usize = 5000;
 
 const MOUNT_IS_TRUSTED_FOR: Duration = Duration::from_secs(600);
 const MOST_MOUNTS: u64 = 1024;
-/// A token is looked up this rarely, however many reads are forbidden.
-const VERDICT_IS_TRUSTED_FOR: Duration = Duration::from_secs(5);
+const MOST_WAYS: u64 = 4096;
+/// A token is looked up this rarely, however many reads are forbidden. Not longer, because meanwhile one that is
+/// revoked passes for one that may not read. A token that ended stays so.
+const VALIDITY_IS_TRUSTED_FOR: Duration = Duration::from_secs(1);
+const VERDICT_IS_KEPT_FOR: Duration = Duration::from_secs(60);
 const MOST_VERDICTS: u64 = 256;
 
 /// One Vault or OpenBao, in one namespace.
@@ -53,7 +63,25 @@ pub struct VaultBackend {
     /// By the literal part of a name.
     mounts: Cache<String, Arc<Mount>>,
     /// By lease, what its token was found to be after a 403.
-    verdicts: Cache<String, Token>,
+    verdicts: Cache<String, Verdict>,
+    /// By folder, in which way it can be surveyed.
+    ways: Cache<RemoteName, Way>,
+}
+
+#[derive(Clone, Debug)]
+struct Verdict {
+    token: Result<Token, BackendError>,
+    at: Instant,
+}
+
+impl Verdict {
+    fn is_stale(&self) -> bool {
+        match self.token {
+            Ok(Token::Invalid) => false,
+            Ok(Token::Valid) => self.at.elapsed() >= VALIDITY_IS_TRUSTED_FOR,
+            Err(_) => true,
+        }
+    }
 }
 
 /// What a token is, whatever it may do.
@@ -67,8 +95,46 @@ enum Token {
 #[derive(Clone, Copy)]
 enum Question<'a> {
     Value,
+    Version(NonZeroU64),
     Versions,
     Keys { after: Option<&'a PageToken> },
+    Survey { way: Way, after: Option<&'a PageToken> },
+}
+
+impl Question<'_> {
+    /// Where version 2 answers it.
+    fn infix(self) -> &'static str {
+        match self {
+            Question::Value | Question::Version(_) => "data",
+            Question::Versions | Question::Keys { .. } | Question::Survey { way: Way::Names, .. } => {
+                "metadata"
+            }
+            Question::Survey { way: Way::Scan | Way::Versions, .. } => "detailed-metadata",
+        }
+    }
+
+    fn query(self, version: KvVersion) -> String {
+        let (after, most) = match self {
+            Question::Value | Question::Versions => return String::new(),
+            Question::Version(number) => return format!("?version={number}"),
+            Question::Survey { way: Way::Scan, .. } => return "?scan=true".to_owned(),
+            Question::Survey { after, .. } => (after, KEYS_PER_SURVEY_PAGE),
+            Question::Keys { after } => (after, KEYS_PER_PAGE),
+        };
+        let mut query = "?list=true".to_owned();
+        if version == KvVersion::V2 {
+            query.push_str(&format!("&limit={most}"));
+        }
+        if let Some(PageToken(after)) = after {
+            query.push_str(&format!("&after={}", encode(after)));
+        }
+        query
+    }
+
+    /// Whether it is asked of a folder, so that it can be asked of a whole mount.
+    fn is_about_a_folder(self) -> bool {
+        matches!(self, Question::Keys { .. } | Question::Survey { .. })
+    }
 }
 
 /// The HTTP client for logins: as careful with the credential as the adapter's own.
@@ -104,10 +170,8 @@ impl VaultBackend {
             http: Http::new(&target.endpoint, trust(target), headers)?,
             configured: target.kv.as_ref().map(|kv| Arc::new(Mount::configured(kv))),
             mounts: Cache::builder().max_capacity(MOST_MOUNTS).time_to_live(MOUNT_IS_TRUSTED_FOR).build(),
-            verdicts: Cache::builder()
-                .max_capacity(MOST_VERDICTS)
-                .time_to_live(VERDICT_IS_TRUSTED_FOR)
-                .build(),
+            verdicts: Cache::builder().max_capacity(MOST_VERDICTS).time_to_live(VERDICT_IS_KEPT_FOR).build(),
+            ways: Cache::builder().max_capacity(MOST_WAYS).time_to_live(MOUNT_IS_TRUSTED_FOR).build(),
         })
     }
 
@@ -152,27 +216,14 @@ impl VaultBackend {
         question: Question<'_>,
     ) -> Result<Answer, BackendError> {
         let path = mount.path_of(name)?;
-        if path.is_empty() && !matches!(question, Question::Keys { .. }) {
+        if path.is_empty() && !question.is_about_a_folder() {
             return Err(BackendError::Unrepresentable);
         }
-        let infix = match (mount.version, question) {
-            (KvVersion::V1, _) => None,
-            (KvVersion::V2, Question::Value) => Some("data"),
-            (KvVersion::V2, Question::Versions | Question::Keys { .. }) => Some("metadata"),
-        };
+        let infix = (mount.version == KvVersion::V2).then(|| question.infix());
         let segments = mount.segments().chain(infix).chain(path);
         let mut path = encode_path(segments).ok_or(BackendError::Unrepresentable)?;
-        let mut limit = READ_LIMIT;
-        if let Question::Keys { after } = question {
-            path.push_str("?list=true");
-            if mount.version == KvVersion::V2 {
-                path.push_str(&format!("&limit={KEYS_PER_PAGE}"));
-            }
-            if let Some(PageToken(after)) = after {
-                path.push_str(&format!("&after={}", encode(after)));
-            }
-            limit = LIST_LIMIT;
-        }
+        path.push_str(&question.query(mount.version));
+        let limit = if question.is_about_a_folder() { LIST_LIMIT } else { READ_LIMIT };
         let answer = self.get(lease, &path, limit).await?;
         if answer.status == StatusCode::FORBIDDEN {
             return Err(self.refusal(lease).await);
@@ -215,10 +266,13 @@ impl VaultBackend {
 
     /// Vault says 403 to a token that ended as well as to one that may not read the name.
     async fn refusal(&self, lease: &Lease) -> BackendError {
-        match self.verdicts.try_get_with(lease.id.clone(), self.look_up_token(lease)).await {
+        let look_up = async { Verdict { token: self.look_up_token(lease).await, at: Instant::now() } };
+        let verdict =
+            self.verdicts.entry_by_ref(&lease.id).or_insert_with_if(look_up, Verdict::is_stale).await;
+        match verdict.into_value().token {
             Ok(Token::Valid) => BackendError::Forbidden,
             Ok(Token::Invalid) => BackendError::LoginExpired,
-            Err(error) => (*error).clone(),
+            Err(error) => error,
         }
     }
 
@@ -257,6 +311,24 @@ impl SecretBackend for VaultBackend {
         }
     }
 
+    async fn read_version(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+        remote_version: &str,
+    ) -> Result<RemoteSecret, BackendError> {
+        // To Vault, 0 is whatever is current.
+        let number = remote_version.parse().map_err(|_| BackendError::NotFound)?;
+        let secret = match self.ask(lease, name, Question::Version(number)).await? {
+            (KvVersion::V1, _) => return Err(BackendError::NotFound),
+            (KvVersion::V2, answer) => read_v2(&answer)?,
+        };
+        if secret.remote_version != number.to_string() {
+            return Err(BackendError::InvalidAnswer("another version than was asked for"));
+        }
+        Ok(secret)
+    }
+
     async fn list(
         &self,
         lease: &Lease,
@@ -273,6 +345,16 @@ impl SecretBackend for VaultBackend {
         let folder = folder.ok_or(BackendError::MountNotLiteral)?;
         let (version, answer) = self.ask(lease, folder, Question::Keys { after }).await?;
         keys(&answer, version, folder, after)
+    }
+
+    async fn survey(&self, lease: &Lease, step: &Step, calls: &Calls) -> Result<Found, BackendError> {
+        match step {
+            Step::Tree(root) => self.survey_tree(lease, root.as_ref(), calls).await,
+            Step::Folder { name, after, way } => {
+                self.survey_folder(lease, name, after.as_ref(), *way, calls).await
+            }
+            Step::Secret(name) => self.survey_secret(lease, name, calls).await,
+        }
     }
 
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {

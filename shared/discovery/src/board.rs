@@ -24,7 +24,7 @@ pub struct NodeStatus {
     pub build: String,
     /// When it last said something, or connected.
     pub last_seen: Timestamp,
-    /// The views and leases that it was sent and acknowledged.
+    /// What it was sent and acknowledged.
     pub progress: Progress,
     /// The last thing besides a view that it refused on this stream.
     pub refusal: Option<String>,
@@ -163,9 +163,14 @@ impl Session {
         self.replaced.cancelled()
     }
 
+    /// The time by the board's clock.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.board.clock.now()
+    }
+
     /// The node said something.
     pub(crate) fn seen(&self) {
-        let now = self.board.clock.now();
+        let now = self.now();
         self.update(|status| status.last_seen = now);
     }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use scaivault_domain::time::Clock;
 use scaivault_proto::discovery::v1::DeltaRequest;
 use scaivault_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic::transport::Channel;
 
 use crate::subscriber::{Change, Demand, Subscriber};
@@ -26,23 +27,30 @@ const DEMANDS_AT_ONCE: usize = 1024;
 /// What the node does with what it is told.
 pub trait Sink: Send + Sync {
     /// Applies changes in order and then wakes who waits for them; they are acknowledged when this returns. Everything
-    /// up to `revision` is known here now. May come without changes.
-    fn apply(&self, changes: Vec<Change>, revision: u64);
+    /// up to `revision` of `epoch` is known here now. May come without changes.
+    ///
+    /// A new epoch starts revisions, generations and the revisions of stamps over; what is held stays in force.
+    fn apply(&self, changes: Vec<Change>, epoch: &str, revision: u64);
 
     /// A stream is open.
     fn connected(&self);
 
     /// The stream has ended. What is held stays in force.
     fn disconnected(&self);
+
+    /// The control plane does not know this node any more: nothing that is held may be used again.
+    fn expelled(&self);
 }
 
 /// Follows the control plane until `shutdown`: keeps a stream open, applies what comes, passes demands on. Demands made
-/// while there is no stream are made when there is one.
+/// while there is no stream are made when there is one. `subscriber` knows what the node holds from before.
 ///
 /// The channel should have HTTP/2 keepalive, so that a stream that died in silence is noticed.
 pub async fn follow<F, E>(
     connect: impl Fn() -> F,
+    subscriber: Subscriber,
     build: &str,
+    clock: Arc<dyn Clock>,
     sink: Arc<dyn Sink>,
     demands: mpsc::Receiver<Demand>,
     shutdown: CancellationToken,
@@ -50,7 +58,7 @@ pub async fn follow<F, E>(
     F: Future<Output = Result<DiscoveryServiceClient<Channel>, E>>,
     E: fmt::Display,
 {
-    let mut follower = Follower { subscriber: Subscriber::new(), demands, build, sink };
+    let mut follower = Follower { subscriber, demands, build, clock, sink };
     let follow = async {
         let mut failures = 0;
         loop {
@@ -58,6 +66,10 @@ pub async fn follow<F, E>(
                 Ok(client) => {
                     let opened = Instant::now();
                     let end = follower.stream(client).await;
+                    if end.code() == Code::Unauthenticated {
+                        follower.subscriber = Subscriber::new();
+                        follower.sink.expelled();
+                    }
                     if opened.elapsed() >= LONGEST_WAIT {
                         failures = 0;
                     }
@@ -87,6 +99,7 @@ struct Follower<'a> {
     subscriber: Subscriber,
     demands: mpsc::Receiver<Demand>,
     build: &'a str,
+    clock: Arc<dyn Clock>,
     sink: Arc<dyn Sink>,
 }
 
@@ -120,8 +133,8 @@ impl Follower<'_> {
             let requests = tokio::select! {
                 response = inbound.message() => match response {
                     Ok(Some(response)) => {
-                        let applied = self.subscriber.handle(response);
-                        sink.apply(applied.changes, applied.revision);
+                        let applied = self.subscriber.handle(response, self.clock.now());
+                        sink.apply(applied.changes, self.subscriber.epoch(), applied.revision);
                         vec![applied.reply]
                     }
                     Ok(None) => return Status::unavailable("the control plane ended the stream"),

@@ -1,5 +1,9 @@
 //! The control plane's half, one per stream: what the node was sent, and what it must be sent next.
 
+mod batch;
+mod looks;
+mod secrets;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,19 +12,26 @@ use prost::Message as _;
 use scaivault_domain::access::Caller;
 use scaivault_domain::error::Reason;
 use scaivault_domain::lease::LeaseKey;
+use scaivault_domain::path::SecretPath;
+use scaivault_domain::replica::{Freshness, SecretKey};
 use scaivault_domain::tenant::TenantId;
+use scaivault_domain::time::Timestamp;
 use scaivault_domain::token::TokenHash;
 use scaivault_domain::view::{Generation, TenantView};
 use scaivault_proto::discovery::v1 as pb;
 use scaivault_proto::discovery::v1::delta_request::Message;
 
+use self::batch::{Batch, InFlight, Lane};
+pub use self::looks::Found;
+use self::secrets::Secrets;
+pub use self::secrets::{Mark, SecretChange, SecretChanges, Surveyed};
 use crate::wire::{self, LeasePush, LeaseRefusal, Refused};
-use crate::{MAX_GRANTS, MAX_LEASES, MAX_MESSAGE_BYTES, MAX_UNACKNOWLEDGED};
+use crate::{MAX_GRANTS, MAX_LEASES, MAX_SECRETS};
 
 /// Most views that a node may say it holds.
 const MAX_VIEWS: usize = 100_000;
 
-/// What a node asked for.
+/// What a node asked for, besides secrets.
 #[derive(Clone, Debug, Default)]
 pub struct Demands {
     /// The tokens whose grants it wants.
@@ -29,7 +40,7 @@ pub struct Demands {
     pub leases: HashSet<LeaseKey>,
 }
 
-/// Everything a node should have now.
+/// Everything a node should have now, besides secrets.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
     /// The store's epoch; not empty.
@@ -43,6 +54,8 @@ pub struct Desired {
     pub grants: HashMap<TokenHash, Option<(u64, Arc<Caller>)>>,
     /// The demanded leases. A demand without an entry is pending.
     pub leases: HashMap<LeaseKey, LeaseState>,
+    /// When the copies of the backends of the node's tenants were last compared with them.
+    pub freshness: BTreeMap<LeaseKey, Arc<Freshness>>,
 }
 
 /// How a demanded lease stands.
@@ -100,7 +113,7 @@ pub enum Violation {
     #[error("response {0} is not waiting for an acknowledgement")]
     UnknownNonce(u64),
     /// More demands than a node may have.
-    #[error("a node may demand at most {MAX_GRANTS} grants and {MAX_LEASES} leases")]
+    #[error("a node may demand at most {MAX_GRANTS} grants, {MAX_LEASES} leases and {MAX_SECRETS} secrets")]
     TooManyDemands,
 }
 
@@ -111,6 +124,19 @@ pub struct Progress {
     pub views: BTreeMap<TenantId, ViewProgress>,
     /// The id of the lease that the node holds, by backend.
     pub leases: BTreeMap<LeaseKey, String>,
+    /// How many copies of secrets it was sent.
+    pub secrets: usize,
+    /// The prefetched backends.
+    pub prefetch: BTreeMap<LeaseKey, PrefetchProgress>,
+}
+
+/// How a node stands with the copies of a prefetched backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefetchProgress {
+    /// Some are on their way.
+    Filling,
+    /// It holds all, and is sent what changes.
+    Complete,
 }
 
 /// How a node stands with one tenant's view.
@@ -167,13 +193,6 @@ enum SentLease {
     },
 }
 
-/// What of a response is reported when it is acknowledged.
-#[derive(Debug, Default)]
-struct InFlight {
-    tenants: Vec<TenantId>,
-    leases: Vec<(LeaseKey, String)>,
-}
-
 /// The control plane's half of the protocol, for one stream of one node.
 #[derive(Debug)]
 pub struct Publisher {
@@ -182,7 +201,13 @@ pub struct Publisher {
     epoch: String,
     /// The revision that the node was told to have whole; `None`: nothing yet on this stream or in this epoch.
     revision: Option<u64>,
+    /// The revision that the last complete diff was made at.
+    diffed: Option<u64>,
+    /// A revision that is worth a response of its own: something in it concerned the node.
+    owed: u64,
     nonce: u64,
+    /// How many `Subscribe` messages were heard.
+    subscribes: u64,
     in_flight: BTreeMap<u64, InFlight>,
     /// The last plan had no room for everything.
     behind: bool,
@@ -194,6 +219,8 @@ pub struct Publisher {
     /// Ids that the node wants replaced.
     refused_leases: HashMap<LeaseKey, String>,
     held_leases: BTreeMap<LeaseKey, String>,
+    freshness: BTreeMap<LeaseKey, Arc<Freshness>>,
+    secrets: Secrets,
 }
 
 impl Default for Publisher {
@@ -203,7 +230,10 @@ impl Default for Publisher {
             build: String::new(),
             epoch: String::new(),
             revision: None,
+            diffed: None,
+            owed: 0,
             nonce: 0,
+            subscribes: 0,
             in_flight: BTreeMap::new(),
             behind: false,
             demands: Demands::default(),
@@ -212,6 +242,8 @@ impl Default for Publisher {
             leases: HashMap::new(),
             refused_leases: HashMap::new(),
             held_leases: BTreeMap::new(),
+            freshness: BTreeMap::new(),
+            secrets: Secrets::default(),
         }
     }
 }
@@ -237,15 +269,79 @@ impl Publisher {
         self.turn == Turn::Stream
     }
 
-    /// Whether the last plan had no room for everything.
+    /// Whether the last plan had no room for all of the desired state.
     pub fn behind(&self) -> bool {
         self.behind
+    }
+
+    /// Whether there must be a new desired state: what is known does not say from where to follow the feed.
+    pub fn adrift(&self) -> bool {
+        self.secrets.adrift()
+    }
+
+    /// Takes how far the feed can be followed.
+    pub fn mark(&mut self, mark: Mark) {
+        self.secrets.mark(mark);
+    }
+
+    /// From where the feed has something that may concern the node.
+    pub fn cursor(&self) -> Option<u64> {
+        self.secrets.cursor()
+    }
+
+    /// Takes what the feed said behind [`cursor`](Self::cursor).
+    pub fn changed(&mut self, page: &SecretChanges) {
+        if self.secrets.changed(page) {
+            self.owed = self.owed.max(page.next);
+        }
+    }
+
+    /// The feed does not reach back to [`cursor`](Self::cursor): everything will be compared.
+    pub fn feed_lost(&mut self) {
+        self.secrets.feed_lost();
+    }
+
+    /// Has everything compared that the node holds: a net for what was missed.
+    pub fn compare(&mut self) {
+        self.secrets.compare();
+    }
+
+    /// The page that has to be surveyed next: of which tenant, and after which path.
+    pub fn page(&mut self) -> Option<(TenantId, Option<SecretPath>)> {
+        self.secrets.page()
+    }
+
+    /// Takes the page that [`page`](Self::page) asked for. Fewer than `max`: it was the tenant's last one.
+    pub fn surveyed(&mut self, page: Vec<Surveyed>, max: usize) {
+        self.secrets.surveyed(page, max);
+    }
+
+    /// The secrets that have to be looked at next, in this order.
+    pub fn reads(&self) -> Vec<SecretKey> {
+        self.secrets.reads(self.in_flight.len(), self.behind)
+    }
+
+    /// Takes what was found of the first of [`reads`](Self::reads). The next plan sends as much of it as there is room
+    /// for, and forgets the rest: it will be looked at again.
+    pub fn found(&mut self, found: impl IntoIterator<Item = (SecretKey, Found)>) {
+        found.into_iter().for_each(|(key, found)| self.secrets.found(&key, found));
+    }
+
+    /// Whether there is a page or a look to be had before the node says anything.
+    pub fn busy(&self) -> bool {
+        self.resumed()
+            && (self.secrets.has_page() || self.secrets.has_reads(self.in_flight.len(), self.behind))
     }
 
     /// How the node stands.
     pub fn progress(&self) -> Progress {
         let views = self.views.iter().map(|(tenant, view)| (tenant.clone(), view.progress.clone())).collect();
-        Progress { views, leases: self.held_leases.clone() }
+        Progress {
+            views,
+            leases: self.held_leases.clone(),
+            secrets: self.secrets.copies(),
+            prefetch: self.secrets.progress(),
+        }
     }
 
     /// Takes what the node says.
@@ -270,8 +366,12 @@ impl Publisher {
                 self.resume(resume)?;
             }
             (Turn::Stream, Message::Subscribe(subscribe)) => {
+                heard.next = match subscribe.token_hashes.is_empty() && subscribe.leases.is_empty() {
+                    true => NextStep::Continue,
+                    false => NextStep::Diff,
+                };
                 heard.refused_leases = self.subscribe(subscribe)?;
-                heard.next = NextStep::Diff;
+                self.subscribes += 1;
             }
             (Turn::Stream, Message::Unsubscribe(unsubscribe)) => self.unsubscribe(unsubscribe)?,
             (Turn::Stream, Message::Ack(ack)) => heard.next = self.settle(ack.nonce, &[])?,
@@ -316,6 +416,7 @@ impl Publisher {
                 self.leases.insert(key, SentLease::Resumed { id: held.id });
             }
         }
+        wire::held_from_wire(&resume.secrets)?.for_each(|(hash, stamp)| self.secrets.resume(hash, stamp));
         self.check_bounds()
     }
 
@@ -339,6 +440,9 @@ impl Publisher {
                 refused.push((key, demand.refused_id));
             }
         }
+        for name in &subscribe.secrets {
+            self.secrets.subscribe(&wire::name_from_wire(Some(name))?);
+        }
         self.check_bounds().map(|()| refused)
     }
 
@@ -355,13 +459,20 @@ impl Publisher {
             self.refused_leases.remove(&key);
             self.held_leases.remove(&key);
         }
+        for hash in wire::hashes_from_wire(&unsubscribe.secret_hashes)? {
+            // A prefetched copy on its way is taken all the same, so it must be followed.
+            if !self.in_flight.values().any(|response| response.prefetched.contains(&hash)) {
+                self.secrets.unsubscribe(hash);
+            }
+        }
         Ok(())
     }
 
     fn check_bounds(&self) -> Result<(), Violation> {
         let within = self.demands.grants.len() <= MAX_GRANTS
             && self.demands.leases.len() <= MAX_LEASES
-            && self.views.len() <= MAX_VIEWS;
+            && self.views.len() <= MAX_VIEWS
+            && self.secrets.len() <= MAX_SECRETS;
         within.then_some(()).ok_or(Violation::TooManyDemands)
     }
 
@@ -396,26 +507,37 @@ impl Publisher {
                 self.held_leases.insert(key, id);
             }
         }
-        Ok(if self.behind { NextStep::Continue } else { NextStep::Wait })
+        settled.complete.iter().for_each(|key| self.secrets.completed(key));
+        let owed = self.revision.is_none_or(|said| said < self.owed);
+        Ok(if self.behind || owed || self.secrets.unfinished() { NextStep::Continue } else { NextStep::Wait })
     }
 
     /// What to send now, in this order. What has no room before the node acknowledges is left to a later plan, which
-    /// may as well have another desired state.
-    pub fn plan(&mut self, desired: &Desired) -> Vec<pb::DeltaResponse> {
+    /// may as well have another desired state; without one, views, grants, freshness and leases stay as they are.
+    pub fn plan(&mut self, desired: Option<&Desired>, now: Timestamp) -> Vec<pb::DeltaResponse> {
         if !self.resumed() {
             return Vec::new();
         }
-        if self.epoch != desired.epoch {
-            self.enter_epoch(&desired.epoch);
+        if let Some(desired) = desired {
+            if self.epoch != desired.epoch {
+                self.enter_epoch(&desired.epoch);
+            }
+            self.secrets.desired(desired.revision, &desired.views);
         }
         let mut batch = Batch::new(self.nonce, self.in_flight.len());
-        self.behind = self.fill(desired, &mut batch).is_none();
-        let whole = (!self.behind).then(|| self.revision.unwrap_or(0).max(desired.revision));
-        let news = !batch.drafts.is_empty() || (whole.is_some() && whole != self.revision);
-        self.behind |= news && batch.drafts.is_empty() && batch.open(Lane::Bulk).is_none();
+        self.behind |= desired.is_some();
+        // Without room for all of it the rest waits for an acknowledgement.
+        let _ = self.fill(desired, &mut batch, now);
+        self.secrets.end_fill();
+
+        let whole = self.diffed.filter(|_| !self.behind).and_then(|diffed| self.secrets.whole_at(diffed));
+        let whole = whole.filter(|whole| self.revision.is_none_or(|said| said < *whole));
+        if whole.is_some() && batch.drafts.is_empty() && self.revision.is_none_or(|said| said < self.owed) {
+            batch.open(Lane::Bulk);
+        }
         let before = self.revision.unwrap_or(0);
-        if !self.behind {
-            self.revision = whole;
+        if !batch.drafts.is_empty() {
+            self.revision = whole.or(self.revision);
         }
         let (last, count) = (self.revision.unwrap_or(0), batch.drafts.len());
         let mut responses = Vec::with_capacity(count);
@@ -428,6 +550,7 @@ impl Publisher {
                 revision: if index + 1 == count { last } else { before },
                 removals: draft.removals,
                 upserts: draft.upserts,
+                subscribes: self.subscribes,
             });
         }
         responses
@@ -437,18 +560,34 @@ impl Publisher {
     fn enter_epoch(&mut self, epoch: &str) {
         self.epoch = epoch.to_owned();
         self.revision = None;
+        self.diffed = None;
+        self.owed = 0;
         self.views.values_mut().for_each(|view| *view = View::default());
         self.grants.clear();
         self.leases.clear();
         self.held_leases.clear();
+        self.freshness.clear();
+        self.secrets.enter_epoch();
     }
 
     /// `None`: there was no room for all of it.
-    fn fill(&mut self, desired: &Desired, batch: &mut Batch) -> Option<()> {
-        self.fill_removals(desired, batch)?;
-        self.fill_grants(desired, batch)?;
-        self.fill_views(desired, batch)?;
-        self.fill_leases(desired, batch)
+    fn fill(&mut self, desired: Option<&Desired>, batch: &mut Batch, now: Timestamp) -> Option<()> {
+        self.secrets.fill_removals(batch, now)?;
+        if let Some(desired) = desired {
+            self.fill_removals(desired, batch)?;
+            self.fill_grants(desired, batch)?;
+            self.fill_views(desired, batch)?;
+            self.fill_freshness(desired, batch, now)?;
+            self.fill_leases(desired, batch)?;
+            self.behind = false;
+            self.diffed = self.diffed.max(Some(desired.revision));
+            self.owed = self.owed.max(desired.revision);
+        }
+        if self.behind {
+            return None;
+        }
+        self.secrets.fill_wanted(batch, now)?;
+        self.secrets.fill_prefetched(batch, now)
     }
 
     fn fill_removals(&mut self, desired: &Desired, batch: &mut Batch) -> Option<()> {
@@ -509,6 +648,19 @@ impl Publisher {
         Some(())
     }
 
+    fn fill_freshness(&mut self, desired: &Desired, batch: &mut Batch, now: Timestamp) -> Option<()> {
+        self.freshness.retain(|key, _| desired.freshness.contains_key(key));
+        for (key, freshness) in &desired.freshness {
+            let same = |sent: &Arc<Freshness>| Arc::ptr_eq(sent, freshness) || sent == freshness;
+            if !self.freshness.get(key).is_some_and(same) {
+                let pushed = wire::freshness_to_wire(&key.tenant, freshness, now);
+                batch.upsert(Lane::Bulk, pb::upsert::Resource::Freshness(pushed))?;
+                self.freshness.insert(key.clone(), freshness.clone());
+            }
+        }
+        Some(())
+    }
+
     fn fill_leases(&mut self, desired: &Desired, batch: &mut Batch) -> Option<()> {
         for (key, lease) in &desired.leases {
             let LeaseState::Held(push) = lease else { continue };
@@ -546,71 +698,4 @@ fn renewed(before: Option<Duration>, now: Option<Duration>) -> bool {
 
 fn shortened(message: &str) -> String {
     message.chars().filter(|c| !c.is_control()).take(512).collect()
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Lane {
-    /// Removals and grants: may fill the window.
-    Urgent,
-    /// Views and leases: leave one place free, so that a revocation waits for no acknowledgement.
-    Bulk,
-}
-
-struct Draft {
-    nonce: u64,
-    size: usize,
-    removals: Vec<pb::Removal>,
-    upserts: Vec<pb::Upsert>,
-    in_flight: InFlight,
-}
-
-/// Responses being filled. Every method is `None` if there is no room.
-struct Batch {
-    drafts: Vec<Draft>,
-    nonce: u64,
-    in_flight: usize,
-}
-
-impl Batch {
-    fn new(nonce: u64, in_flight: usize) -> Self {
-        Batch { drafts: Vec::new(), nonce, in_flight }
-    }
-
-    fn open(&mut self, lane: Lane) -> Option<&mut Draft> {
-        let room = match lane {
-            Lane::Urgent => MAX_UNACKNOWLEDGED,
-            Lane::Bulk => MAX_UNACKNOWLEDGED - 1,
-        };
-        if self.in_flight + self.drafts.len() >= room {
-            return None;
-        }
-        const AROUND: usize = 256;
-        let nonce = self.nonce + self.drafts.len() as u64 + 1;
-        let (removals, upserts, in_flight) = (Vec::new(), Vec::new(), InFlight::default());
-        self.drafts.push(Draft { nonce, size: AROUND, removals, upserts, in_flight });
-        self.drafts.last_mut()
-    }
-
-    /// The response that an item of `size` goes into.
-    fn draft(&mut self, lane: Lane, size: usize) -> Option<&mut Draft> {
-        const AROUND: usize = 12;
-        let size = size + AROUND;
-        let fits = self.drafts.last().is_some_and(|draft| draft.size + size <= MAX_MESSAGE_BYTES);
-        let draft = if fits { self.drafts.last_mut() } else { self.open(lane) }?;
-        draft.size += size;
-        Some(draft)
-    }
-
-    fn remove(&mut self, resource: pb::removal::Resource) -> Option<()> {
-        let removal = pb::Removal { resource: Some(resource) };
-        self.draft(Lane::Urgent, removal.encoded_len())?.removals.push(removal);
-        Some(())
-    }
-
-    fn upsert(&mut self, lane: Lane, resource: pb::upsert::Resource) -> Option<&mut Draft> {
-        let upsert = pb::Upsert { resource: Some(resource) };
-        let draft = self.draft(lane, upsert.encoded_len())?;
-        draft.upserts.push(upsert);
-        Some(draft)
-    }
 }

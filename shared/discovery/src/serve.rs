@@ -7,22 +7,37 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _};
 use scaivault_domain::error::Reason;
 use scaivault_domain::lease::LeaseKey;
+use scaivault_domain::path::SecretPath;
+use scaivault_domain::replica::{Absence, SecretKey};
 use scaivault_domain::tenant::{NodeName, TenantId};
 use scaivault_proto::discovery::v1::{DeltaRequest, DeltaResponse};
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::Instrument as _;
 
-use crate::MAX_UNACKNOWLEDGED;
 use crate::board::{NodeBoard, Session};
-use crate::publisher::{Demands, Desired, LeaseState, NextStep, Publisher, Violation};
+use crate::publisher::{
+    Demands, Desired, Found, LeaseState, Mark, NextStep, Publisher, SecretChanges, Surveyed, Violation,
+};
 use crate::wire::LeaseRefusal;
+use crate::{MAX_MESSAGE_BYTES, MAX_UNACKNOWLEDGED};
 
 /// How often everything is diffed although nobody was woken.
 const NET: Duration = Duration::from_secs(30);
+/// How often everything that a node holds is compared although the feed said nothing: between half of it and one and a
+/// half, so that nodes that came back together drift apart.
+const COMPARE: Duration = Duration::from_secs(15 * 60);
+/// How long the feed is left alone between two pages: commits come in thousands, and one page tells of many.
+const FEED_PAUSE: Duration = Duration::from_millis(10);
+/// About how many changes a page of the feed has.
+const FEED_PAGE: usize = 1000;
+/// How many secrets a page of a survey has.
+const SURVEY_PAGE: usize = 1000;
+/// How many bytes of values are read at once: with what is around them they make one message.
+const READ_BYTES: usize = MAX_MESSAGE_BYTES * 3 / 4;
 /// Most requests that are taken before the next diff.
 const REQUESTS_PER_DIFF: usize = 64;
 
@@ -55,9 +70,12 @@ impl Tenants {
 }
 
 /// What a stream publishes.
+///
+/// [`desired`](Self::desired) is asked whenever [`wake`](Self::wake) moves, so a commit that only changes secrets must
+/// not move it: secrets follow [`feed`](Self::feed), and are read one by one when a node wants them.
 #[async_trait::async_trait]
 pub trait Source: Send + Sync + 'static {
-    /// Changes with every commit, and whenever a lease does.
+    /// Moves with every commit that concerns a view, a grant or a freshness, and whenever a lease changes.
     fn wake(&self) -> watch::Receiver<u64>;
 
     /// Everything that `node` should have now. Waits for no backend: a login that is under way is
@@ -69,6 +87,40 @@ pub trait Source: Send + Sync + 'static {
 
     /// The backend refused this lease; another is to be had, unless it is no longer the current one.
     async fn lease_refused(&self, node: &NodeIdentity, key: &LeaseKey, lease_id: &str);
+
+    /// Moves with every commit, once [`changed`](Self::changed) can tell of it.
+    fn feed(&self) -> watch::Receiver<Mark>;
+
+    /// Which secrets changed after `cursor`, about `max` of them, whole commits. `None`: the feed does not reach back that
+    /// far. The revision of a [`Desired`] is a cursor too.
+    ///
+    /// # Errors
+    /// A status that ends the stream; the node comes back.
+    async fn changed(&self, cursor: u64, max: usize) -> Result<Option<SecretChanges>, Status>;
+
+    /// What these secrets are now, in the order of `keys`; never older than what [`changed`](Self::changed) told of. May
+    /// stop short when the values have more than `enough` bytes, but tells of at least one.
+    ///
+    /// # Errors
+    /// A status that ends the stream; the node comes back.
+    async fn secrets(
+        &self,
+        node: &NodeIdentity,
+        keys: &[SecretKey],
+        enough: usize,
+    ) -> Result<Vec<Found>, Status>;
+
+    /// Every secret of a tenant after the path `after` of which [`secrets`](Self::secrets) would find a copy, in the order
+    /// of paths. Exactly `max` of them, unless there are fewer. A tenant that is gone has none.
+    ///
+    /// # Errors
+    /// A status that ends the stream; the node comes back.
+    async fn survey(
+        &self,
+        tenant: &TenantId,
+        after: Option<&SecretPath>,
+        max: usize,
+    ) -> Result<Vec<Surveyed>, Status>;
 }
 
 /// Serves one node's stream. A second stream of the same node replaces the first.
@@ -88,7 +140,7 @@ pub fn delta_stream(
         let publish = publish(&*source, &session, &node, inbound, &outbound);
         let end = tokio::select! {
             biased;
-            () = shutdown.cancelled() => Err(Status::unavailable("the control plane is shutting down")),
+            () = shutdown.cancelled() => Err(shutting_down()),
             () = session.replaced() => Err(Status::aborted("the node opened another stream")),
             () = outbound.closed() => Ok(()),
             end = publish => end,
@@ -113,32 +165,53 @@ async fn publish(
 ) -> Result<(), Status> {
     let mut inbound = inbound.ready_chunks(REQUESTS_PER_DIFF);
     let mut publisher = Publisher::new();
-    let mut wake = source.wake();
-    let mut net = tokio::time::interval(NET);
+    let (mut wake, mut feed) = (source.wake(), source.feed());
+    let mut net = interval(NET);
     net.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let between = COMPARE.mul_f64(0.5 + rand::random::<f64>());
+    let mut compare = interval_at(Instant::now() + between, between);
+    let mut next_page = Instant::now();
     // What the plan is made of until the node has caught up with it.
     let mut desired = None;
     loop {
-        let mut next = NextStep::Diff;
+        let (mut next, mut follow) = (NextStep::Wait, false);
         tokio::select! {
             requests = inbound.next() => {
                 let Some(requests) = requests else { return Ok(()) };
-                next = NextStep::Wait;
                 for request in requests {
                     next = next.max(hear(source, session, node, &mut publisher, request?).await?);
                 }
                 session.show(&publisher);
             }
-            woken = wake.changed() => woken.map_err(|_| Status::unavailable("the control plane is shutting down"))?,
-            _ = net.tick() => {}
+            woken = wake.changed() => {
+                woken.map_err(|_| shutting_down())?;
+                next = NextStep::Diff;
+            }
+            _ = net.tick() => next = NextStep::Diff,
+            _ = compare.tick() => publisher.compare(),
+            moved = moved(&mut feed, next_page, publisher.cursor()) => {
+                moved?;
+                follow = true;
+            }
+            () = std::future::ready(()), if publisher.busy() => {}
         }
-        if next == NextStep::Wait || !publisher.resumed() {
+        if !publisher.resumed() {
             continue;
         }
-        if next == NextStep::Diff || desired.is_none() {
+        publisher.mark(*feed.borrow_and_update());
+        if follow {
+            follow_feed(source, &mut publisher).await?;
+            next_page = Instant::now() + FEED_PAUSE;
+        }
+        if next == NextStep::Diff || publisher.adrift() {
             desired = Some(restricted(source.desired(node, publisher.demands()).await?, &node.tenants));
         }
-        let responses = desired.as_ref().map_or_else(Vec::new, |desired| publisher.plan(desired));
+        if let Some((tenant, after)) = publisher.page() {
+            let page = source.survey(&tenant, after.as_ref(), SURVEY_PAGE).await?;
+            publisher.surveyed(page, SURVEY_PAGE);
+        }
+        look(source, node, &mut publisher).await?;
+        let responses = publisher.plan(desired.as_ref(), session.now());
         if !publisher.behind() {
             desired = None;
         }
@@ -152,6 +225,51 @@ async fn publish(
             }
         }
     }
+}
+
+fn shutting_down() -> Status {
+    Status::unavailable("the control plane is shutting down")
+}
+
+/// Waits until the feed has something behind `cursor`, and may be read.
+async fn moved(
+    feed: &mut watch::Receiver<Mark>,
+    next_page: Instant,
+    cursor: Option<u64>,
+) -> Result<(), Status> {
+    tokio::time::sleep_until(next_page).await;
+    match cursor {
+        Some(_) => Ok(()),
+        None => feed.changed().await.map_err(|_| shutting_down()),
+    }
+}
+
+/// Takes the next page of the feed, if any of it may concern the node.
+async fn follow_feed(source: &dyn Source, publisher: &mut Publisher) -> Result<(), Status> {
+    let Some(cursor) = publisher.cursor() else { return Ok(()) };
+    match source.changed(cursor, FEED_PAGE).await? {
+        Some(page) if page.next <= cursor => return Err(Status::internal("the feed stands still")),
+        Some(page) => publisher.changed(&page),
+        None => publisher.feed_lost(),
+    }
+    Ok(())
+}
+
+/// Looks at the next secrets, of which there may be none.
+async fn look(source: &dyn Source, node: &NodeIdentity, publisher: &mut Publisher) -> Result<(), Status> {
+    // Nobody has a copy of what belongs to other tenants than the node's.
+    let (keys, foreign): (Vec<_>, Vec<_>) =
+        publisher.reads().into_iter().partition(|key| node.tenants.serves(&key.tenant));
+    publisher.found(foreign.into_iter().map(|key| (key, Err(Absence::NotFound))));
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let found = source.secrets(node, &keys, READ_BYTES).await?;
+    if found.is_empty() {
+        return Err(Status::internal("secrets were looked at, and nothing was found out"));
+    }
+    publisher.found(keys.into_iter().zip(found));
+    Ok(())
 }
 
 async fn hear(
@@ -186,6 +304,7 @@ async fn hear(
 /// Leaves out what belongs to other tenants than the node's, whatever the source thought.
 fn restricted(mut desired: Desired, tenants: &Tenants) -> Desired {
     desired.views.retain(|tenant, _| tenants.serves(tenant));
+    desired.freshness.retain(|key, _| tenants.serves(&key.tenant));
     for grant in desired.grants.values_mut() {
         grant.take_if(|(_, caller)| !tenants.serves(&caller.tenant));
     }

@@ -1,6 +1,8 @@
 //! Between the domain and the wire. What comes in goes through the domain's parsers field by field: a peer of another
 //! build may send what this one does not know, and half of a configuration is no configuration.
 
+mod replica;
+
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -9,12 +11,13 @@ use std::time::Duration;
 use prost::Message as _;
 use scaivault_domain::access::{Caller, Capability, Effect, PolicyRule, Scope};
 use scaivault_domain::backend::{
-    BackendId, Endpoint, KvMount, KvVersion, Mode, Target, VaultTarget, check_timeout,
+    BackendId, Endpoint, KvMount, KvVersion, Target, VaultTarget, check_timeout,
 };
 use scaivault_domain::error::{Error, Reason};
 use scaivault_domain::lease::{LeaseKey, Material};
-use scaivault_domain::mapping::PathMapping;
+use scaivault_domain::mapping::{Overrides, PathMapping, Rule};
 use scaivault_domain::pattern::Pattern;
+use scaivault_domain::sync::{ConflictPolicy, Mode, SyncSettings, WritePolicy};
 use scaivault_domain::tenant::{BackendName, TenantId};
 use scaivault_domain::time::Timestamp;
 use scaivault_domain::token::TokenHash;
@@ -22,6 +25,10 @@ use scaivault_domain::view::{BackendView, TenantView};
 use scaivault_proto::discovery::v1 as pb;
 use secrecy::ExposeSecret as _;
 
+pub use self::replica::{
+    SecretCopy, absence_from_wire, absence_to_wire, copy_from_wire, copy_to_wire, freshness_from_wire,
+    freshness_to_wire, hashes_from_wire, held_from_wire, held_to_wire, name_from_wire, name_to_wire,
+};
 use crate::MAX_MESSAGE_BYTES;
 
 /// Most chunks of one view.
@@ -165,10 +172,7 @@ fn check_disjoint(backends: &[BackendView]) -> Result<(), Refused> {
 }
 
 fn backend_to_wire(backend: &BackendView) -> pb::BackendView {
-    let rules = backend.mapping.rules().iter().map(|rule| pb::ViewRule {
-        pattern: rule.pattern.as_str().to_owned(),
-        template: rule.template.as_str().to_owned(),
-    });
+    let rules = backend.mapping.rules().iter().map(rule_to_wire);
     pb::BackendView {
         id: backend.id.to_string(),
         name: backend.name.to_string(),
@@ -179,7 +183,54 @@ fn backend_to_wire(backend: &BackendView) -> pb::BackendView {
         mode: backend.mode.as_str().to_owned(),
         enabled: backend.enabled,
         timeout: duration_to_wire(backend.timeout),
+        sync: Some(settings_to_wire(&backend.sync)),
     }
+}
+
+fn rule_to_wire(rule: &Rule) -> pb::ViewRule {
+    let Overrides { mode, sync_interval, write_policy, conflict_policy } = rule.overrides;
+    pb::ViewRule {
+        pattern: rule.pattern.as_str().to_owned(),
+        template: rule.template.as_str().to_owned(),
+        mode: mode.map_or("", Mode::as_str).to_owned(),
+        sync_interval: sync_interval.and_then(duration_to_wire),
+        write_policy: write_policy.map_or("", WritePolicy::as_str).to_owned(),
+        conflict_policy: conflict_policy.map_or("", ConflictPolicy::as_str).to_owned(),
+    }
+}
+
+fn overrides_from_wire(rule: &pb::ViewRule) -> Result<Overrides, Refused> {
+    fn given<T>(name: &str, parse: impl Fn(&str) -> Result<T, Error>) -> Result<Option<T>, Refused> {
+        if name.is_empty() { Ok(None) } else { Ok(Some(parse(name)?)) }
+    }
+    Ok(Overrides {
+        mode: given(&rule.mode, Mode::parse)?,
+        sync_interval: duration_from_wire(rule.sync_interval, "sync interval of a rule")?,
+        write_policy: given(&rule.write_policy, WritePolicy::parse)?,
+        conflict_policy: given(&rule.conflict_policy, ConflictPolicy::parse)?,
+    })
+}
+
+fn settings_to_wire(settings: &SyncSettings) -> pb::SyncSettings {
+    pb::SyncSettings {
+        interval: settings.interval.and_then(duration_to_wire),
+        write_policy: settings.write_policy.as_str().to_owned(),
+        conflict_policy: settings.conflict_policy.as_str().to_owned(),
+        prefetch: settings.prefetch,
+        max_staleness: settings.max_staleness.and_then(duration_to_wire),
+        history_depth: settings.history_depth,
+    }
+}
+
+fn settings_from_wire(settings: &pb::SyncSettings) -> Result<SyncSettings, Refused> {
+    Ok(SyncSettings {
+        interval: duration_from_wire(settings.interval, "sync interval")?,
+        write_policy: WritePolicy::parse(&settings.write_policy)?,
+        conflict_policy: ConflictPolicy::parse(&settings.conflict_policy)?,
+        prefetch: settings.prefetch,
+        max_staleness: duration_from_wire(settings.max_staleness, "staleness allowed")?,
+        history_depth: settings.history_depth,
+    })
 }
 
 fn backend_from_wire(id: BackendId, backend: pb::BackendView) -> Result<BackendView, Refused> {
@@ -188,12 +239,20 @@ fn backend_from_wire(id: BackendId, backend: pb::BackendView) -> Result<BackendV
     };
     let timeout =
         duration_from_wire(backend.timeout, "timeout")?.ok_or_else(|| Refused::new("has no timeout"))?;
+    let rules =
+        backend.rules.iter().map(|rule| Ok((&rule.pattern, &rule.template, overrides_from_wire(rule)?)));
+    let mapping = PathMapping::parse_rules(rules.collect::<Result<Vec<_>, Refused>>()?)?;
+    let mode = Mode::parse(&backend.mode)?;
+    let sync = settings_from_wire(&backend.sync.ok_or_else(|| Refused::new("has no sync settings"))?)?;
+    // How short an interval may be is the control plane's to say.
+    sync.check(mode, mapping.rules(), Duration::ZERO)?;
     Ok(BackendView {
         id,
         name: BackendName::parse(&backend.name)?,
         target,
-        mapping: PathMapping::parse(backend.rules.iter().map(|rule| (&rule.pattern, &rule.template)))?,
-        mode: Mode::parse(&backend.mode)?,
+        mapping,
+        mode,
+        sync,
         enabled: backend.enabled,
         timeout: check_timeout(timeout)?,
     })
@@ -289,7 +348,7 @@ pub fn grant_from_wire(grant: pb::Grant) -> Result<(TokenHash, u64, Arc<Caller>)
         accessor: grant.accessor,
         scopes: grant.scopes.iter().map(|name| Scope::parse(name)).collect::<Result<_, _>>()?,
         rules,
-        expires_at: grant.expire_time.map(timestamp_from_wire).transpose()?,
+        expires_at: timestamp_from_wire(grant.expire_time, "expiry of a grant")?,
     };
     Ok((hash, grant.version, Arc::new(caller)))
 }
@@ -407,12 +466,16 @@ fn timestamp_to_wire(time: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: millis.div_euclid(1000), nanos }
 }
 
-fn timestamp_from_wire(time: prost_types::Timestamp) -> Result<Timestamp, Refused> {
-    let fault = || Refused::new("the expiry of a grant is no time");
+fn timestamp_from_wire(
+    time: Option<prost_types::Timestamp>,
+    what: &'static str,
+) -> Result<Option<Timestamp>, Refused> {
+    let Some(time) = time else { return Ok(None) };
+    let fault = || Refused::new(format!("the {what} is no time"));
     if !(0..1_000_000_000).contains(&time.nanos) {
         return Err(fault());
     }
     let millis =
         time.seconds.checked_mul(1000).and_then(|ms| ms.checked_add(i64::from(time.nanos / 1_000_000)));
-    millis.map(Timestamp::from_millis).ok_or_else(fault)
+    millis.map(|millis| Some(Timestamp::from_millis(millis))).ok_or_else(fault)
 }

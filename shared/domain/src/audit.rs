@@ -54,6 +54,18 @@ pub enum Action {
     /// The control plane logged in to a backend.
     #[serde(rename = "backend.login")]
     BackendLogin,
+    /// A sync took a value or a state from a backend.
+    #[serde(rename = "sync.pull")]
+    SyncPull,
+    /// A sync deleted a secret, because it is gone in its backend.
+    #[serde(rename = "sync.delete")]
+    SyncDelete,
+    /// A sync run was asked for, or ended before its end.
+    #[serde(rename = "sync.run")]
+    SyncRun,
+    /// The copies of a backend were erased.
+    #[serde(rename = "sync.erase")]
+    SyncErase,
 }
 
 impl Action {
@@ -74,6 +86,10 @@ impl Action {
             Action::TenantWrite => "tenant.write",
             Action::NodeWrite => "node.write",
             Action::BackendLogin => "backend.login",
+            Action::SyncPull => "sync.pull",
+            Action::SyncDelete => "sync.delete",
+            Action::SyncRun => "sync.run",
+            Action::SyncErase => "sync.erase",
         }
     }
 }
@@ -106,7 +122,7 @@ pub struct AuditRow {
     /// The version there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_version: Option<String>,
-    /// `proxy` or `local`.
+    /// `proxy`, `sync` or `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// `ok`, or the code of the refusal.

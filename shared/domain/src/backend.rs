@@ -10,6 +10,7 @@ use crate::access::{Caller, Capability};
 use crate::error::{Error, Reason};
 use crate::mapping::PathMapping;
 use crate::path::SecretPath;
+use crate::sync::{Mode, SyncSettings};
 use crate::tenant::BackendName;
 
 /// How long a proxied read may take unless configured.
@@ -73,37 +74,6 @@ impl fmt::Display for BackendId {
 impl fmt::Debug for BackendId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-/// How reads of a backend's paths are served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Each read is one backend read; nothing is stored.
-    Proxy,
-}
-
-impl Mode {
-    /// The name in the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Mode::Proxy => "proxy",
-        }
-    }
-
-    /// The mode of this name.
-    ///
-    /// # Errors
-    /// `invalid_config`, naming `mode`.
-    pub fn parse(name: &str) -> Result<Mode, Error> {
-        match name {
-            "proxy" => Ok(Mode::Proxy),
-            "sync" => {
-                Err(Error::field(Reason::InvalidConfig, "/mode", "this version serves mode `proxy` only"))
-            }
-            _ => Err(Error::field(Reason::InvalidConfig, "/mode", "is `proxy`")),
-        }
     }
 }
 
@@ -315,8 +285,11 @@ pub struct BackendSpec {
     pub provider: Provider,
     /// Which paths it owns.
     pub mapping: PathMapping,
-    /// How reads are served.
+    /// How reads are served, where a rule does not say otherwise.
     pub mode: Mode,
+    /// How its synced rules are synced.
+    #[serde(default)]
+    pub sync: SyncSettings,
     /// Whether it is used at all; a disabled backend keeps its paths and refuses reads.
     pub enabled: bool,
     /// The deadline of a proxied read, retries included.
@@ -324,6 +297,11 @@ pub struct BackendSpec {
 }
 
 impl BackendSpec {
+    /// Whether any of its rules is synced.
+    pub fn is_synced(&self) -> bool {
+        self.mapping.rules().iter().any(|rule| self.sync.of(self.mode, rule).mode == Mode::Sync)
+    }
+
     /// Whether `caller` may turn `before` (`None`: create) into this configuration.
     ///
     /// A backend sends a credential to an endpoint and shows at its patterns what it finds there. So whoever changes the

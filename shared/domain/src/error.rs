@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use crate::secret::State;
+use crate::sync::SkipReason;
 use crate::tenant::BackendName;
 
 macro_rules! reasons {
@@ -49,6 +51,8 @@ reasons! {
     PermissionDenied = "permission_denied",
     /// Nothing with this name is visible to the caller.
     NotFound = "not_found",
+    /// The path belongs to a synced backend, and the last sync left it out.
+    NotSynced = "not_synced",
     /// The secret exists, but its current state has no value.
     NotActive = "not_active",
     /// The path maps to a name that its store cannot have.
@@ -67,6 +71,8 @@ reasons! {
     InUse = "in_use",
     /// The version or etag is no longer the current one.
     PreconditionFailed = "precondition_failed",
+    /// Secrets were changed here that the change would erase.
+    LocalAhead = "local_ahead",
     /// Too many requests of this tenant.
     RateLimited = "rate_limited",
     /// The backend refused our credential's access to this name.
@@ -83,6 +89,8 @@ reasons! {
     BackendTimeout = "backend_timeout",
     /// The node has no credential for the backend and cannot get one now.
     NoLease = "no_lease",
+    /// The copy is older than the read allows, and could not be verified now.
+    TooStale = "too_stale",
     /// The audit row could not be written, so the value stays here.
     AuditUnavailable = "audit_unavailable",
     /// The node cannot reach the control plane, which this request needs.
@@ -121,6 +129,9 @@ impl Reason {
             Reason::Unauthenticated => "send a current token in `Authorization: Bearer …`",
             Reason::PermissionDenied => "use a token that may, or ask the tenant's admin for one",
             Reason::NotFound => "check the name; a listing shows what is there",
+            Reason::NotSynced => "see the backend's last sync run for what it skipped and why",
+            Reason::TooStale => "accept an older value, or see the backend's status",
+            Reason::LocalAhead => "copy what is only here, or send `\"force\": true` to lose it",
             Reason::NotActive => "list the versions to see which have a value",
             Reason::Unrepresentable => "check the path; its store cannot have such a name",
             Reason::AlreadyExists => "choose another name, or change what exists",
@@ -202,6 +213,17 @@ impl Error {
         let message = format!("the path is federated by the backend `{backend}` in proxy mode");
         Error::new(Reason::FederatedReadOnly, message)
             .next("write it in the backend; ScaiVault shows the new value at once")
+    }
+
+    /// A secret whose current version has no value.
+    pub fn not_active(state: State) -> Self {
+        Error::new(Reason::NotActive, format!("the secret is {}", state.as_str()))
+            .next("list its versions to see which have a value")
+    }
+
+    /// A synced path that the last cycle left out.
+    pub fn not_synced(reason: SkipReason) -> Self {
+        Error::new(Reason::NotSynced, format!("the last sync skipped the secret: {}", reason.as_str()))
     }
 
     /// A use of a backend that is switched off.

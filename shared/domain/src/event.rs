@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backend::BackendId;
+use crate::sync::report::{Counts, Outcome, RunId};
 use crate::tenant::{BackendName, TenantId};
 use crate::time::Timestamp;
 
@@ -24,6 +25,26 @@ pub enum EventKind {
         /// When the outage began.
         since: Timestamp,
     },
+    /// A cycle ended, whole or with something left out.
+    #[serde(rename = "federation.sync.completed")]
+    SyncCompleted {
+        /// Which run.
+        run_id: RunId,
+        /// `complete` or `partial`.
+        outcome: Outcome,
+        /// How many paths went which way.
+        counts: Counts,
+    },
+    /// A cycle came to nothing, or somebody ended it.
+    #[serde(rename = "federation.sync.failed")]
+    SyncFailed {
+        /// Which run.
+        run_id: RunId,
+        /// The class of the failure, e.g. `transient`.
+        class: String,
+        /// What happened, without anything that the backend sent.
+        message: String,
+    },
 }
 
 impl EventKind {
@@ -32,6 +53,8 @@ impl EventKind {
         match self {
             EventKind::BackendUnreachable { .. } => "federation.backend.unreachable",
             EventKind::BackendRecovered { .. } => "federation.backend.recovered",
+            EventKind::SyncCompleted { .. } => "federation.sync.completed",
+            EventKind::SyncFailed { .. } => "federation.sync.failed",
         }
     }
 }

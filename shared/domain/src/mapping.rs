@@ -1,10 +1,13 @@
 //! Path mappings: ordered rules between secret paths and names in a remote store. The first match wins.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Reason};
 use crate::path::{Folder, PathFault, SecretPath};
 use crate::pattern::{Pattern, Template};
+use crate::sync::{ConflictPolicy, Mode, WritePolicy};
 
 /// Most rules of one mapping.
 pub const MAX_RULES: usize = 64;
@@ -70,6 +73,23 @@ pub struct Rule {
     pub pattern: Pattern,
     /// The name of such a path in the remote store.
     pub template: Template,
+    /// What it says differently from its backend.
+    #[serde(default)]
+    pub overrides: Overrides,
+}
+
+/// What a rule says differently from its backend: a subtree is moved from proxy to sync by a rule of its own in front.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Overrides {
+    /// How reads are served.
+    pub mode: Option<Mode>,
+    /// From the start of one cycle to the start of the next.
+    pub sync_interval: Option<Duration>,
+    /// What becomes of writes.
+    pub write_policy: Option<WritePolicy>,
+    /// Who is right when the sides disagree.
+    pub conflict_policy: Option<ConflictPolicy>,
 }
 
 /// Why a remote name has no secret path here.
@@ -146,8 +166,20 @@ impl PathMapping {
     pub fn parse<P: AsRef<str>, T: AsRef<str>>(
         pairs: impl IntoIterator<Item = (P, T)>,
     ) -> Result<Self, Error> {
+        Self::parse_rules(
+            pairs.into_iter().map(|(pattern, template)| (pattern, template, Overrides::default())),
+        )
+    }
+
+    /// Parses rules with what they override, in their order.
+    ///
+    /// # Errors
+    /// `invalid_mapping`, naming the rule.
+    pub fn parse_rules<P: AsRef<str>, T: AsRef<str>>(
+        given: impl IntoIterator<Item = (P, T, Overrides)>,
+    ) -> Result<Self, Error> {
         let mut rules = Vec::new();
-        for (index, (pattern, template)) in pairs.into_iter().enumerate() {
+        for (index, (pattern, template, overrides)) in given.into_iter().enumerate() {
             let (pattern, template) = (pattern.as_ref(), template.as_ref());
             let invalid = |what: &str, text: &str, fault: &str| {
                 let shown: String = text.chars().take(80).collect();
@@ -157,6 +189,7 @@ impl PathMapping {
             rules.push(Rule {
                 pattern: Pattern::parse(pattern).map_err(|fault| invalid("pattern", pattern, fault))?,
                 template: Template::parse(template).map_err(|fault| invalid("template", template, fault))?,
+                overrides,
             });
         }
         PathMapping::try_from(rules)

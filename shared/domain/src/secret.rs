@@ -134,7 +134,9 @@ pub type Version = u64;
 pub enum Source {
     /// Read from the backend for this request.
     Proxy,
-    /// ScaiVault's own store.
+    /// ScaiVault's copy of a backend's secret.
+    Sync,
+    /// ScaiVault's own secret.
     Local,
 }
 
@@ -143,6 +145,7 @@ impl Source {
     pub fn as_str(self) -> &'static str {
         match self {
             Source::Proxy => "proxy",
+            Source::Sync => "sync",
             Source::Local => "local",
         }
     }
@@ -151,12 +154,15 @@ impl Source {
 /// Custom metadata of a secret.
 pub type Metadata = BTreeMap<String, String>;
 
+/// Most keys of custom metadata.
+const MAX_METADATA: usize = 64;
+
 /// Checks the limits of custom metadata: 64 keys of 128 bytes with values of 512 bytes, as Vault has them.
 ///
 /// # Errors
 /// `invalid_request`, naming `metadata`.
 pub fn check_metadata(metadata: &Metadata) -> Result<(), Error> {
-    if metadata.len() > 64 {
+    if metadata.len() > MAX_METADATA {
         return Err(Error::invalid("/metadata", "has at most 64 keys"));
     }
     for (key, value) in metadata {
@@ -168,6 +174,12 @@ pub fn check_metadata(metadata: &Metadata) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The part of a store's metadata that we can keep.
+pub fn keep_within_limits(metadata: Metadata) -> Metadata {
+    let kept = |key: &String, value: &String| check_metadata(&Metadata::from([(key.clone(), value.clone())])).is_ok();
+    metadata.into_iter().filter(|(key, value)| kept(key, value)).take(MAX_METADATA).collect()
 }
 
 /// Whether `bytes` are one JSON object with no key twice in any object of it.

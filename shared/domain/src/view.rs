@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{BackendId, Mode, Target};
+use crate::backend::{BackendId, Target};
 use crate::mapping::{PathMapping, RemoteName};
 use crate::path::SecretPath;
+use crate::sync::{Effective, Mode, SyncSettings};
 use crate::tenant::{BackendName, TenantId};
 
 /// The number of a tenant's committed configuration.
@@ -25,12 +26,26 @@ pub struct BackendView {
     pub target: Target,
     /// Which paths it owns.
     pub mapping: PathMapping,
-    /// How reads are served.
+    /// How reads are served, where a rule does not say otherwise.
     pub mode: Mode,
+    /// How its synced rules are synced.
+    pub sync: SyncSettings,
     /// Whether reads are served at all.
     pub enabled: bool,
     /// The deadline of a proxied read.
     pub timeout: Duration,
+}
+
+impl BackendView {
+    /// What holds for the rule with this index.
+    pub fn rule(&self, index: usize) -> Effective {
+        self.sync.of(self.mode, &self.mapping.rules()[index])
+    }
+
+    /// The rules that are served in `mode`, by index.
+    pub fn rules_in(&self, mode: Mode) -> Vec<usize> {
+        (0..self.mapping.rules().len()).filter(|index| self.rule(*index).mode == mode).collect()
+    }
 }
 
 /// One whole generation of a tenant's configuration.
@@ -49,13 +64,32 @@ pub struct TenantView {
 pub enum Route {
     /// ScaiVault's own store.
     Local,
-    /// A name in a backend.
-    Remote {
+    /// A name in a backend, read there each time.
+    Proxied {
         /// The backend that owns the path.
         backend: Arc<BackendView>,
         /// The name there.
         name: RemoteName,
     },
+    /// A name in a backend that our store copies.
+    Synced {
+        /// The backend that owns the path.
+        backend: Arc<BackendView>,
+        /// The name there.
+        name: RemoteName,
+        /// The rule between them, by index.
+        rule: usize,
+    },
+}
+
+impl Route {
+    /// The backend that owns the path.
+    pub fn backend(&self) -> Option<&Arc<BackendView>> {
+        match self {
+            Route::Local => None,
+            Route::Proxied { backend, .. } | Route::Synced { backend, .. } => Some(backend),
+        }
+    }
 }
 
 /// The backends of one tenant, indexed by the literal beginnings of their patterns.
@@ -93,8 +127,13 @@ impl MountTable {
         for end in ends {
             for index in self.by_prefix.get(&text[..end]).into_iter().flatten() {
                 let backend = &self.backends[*index as usize];
-                if let Some((_, name)) = backend.mapping.forward(path) {
-                    return Route::Remote { backend: backend.clone(), name };
+                let backend = backend.clone();
+                match backend.mapping.forward(path) {
+                    Some((rule, name)) if backend.rule(rule).mode == Mode::Sync => {
+                        return Route::Synced { backend, name, rule };
+                    }
+                    Some((_, name)) => return Route::Proxied { backend, name },
+                    None => {}
                 }
             }
         }
@@ -128,6 +167,7 @@ mod tests {
             }),
             mapping: PathMapping::parse(pairs.iter().copied()).unwrap(),
             mode: Mode::Proxy,
+            sync: SyncSettings::default(),
             enabled: true,
             timeout: Duration::from_secs(5),
         }
@@ -141,7 +181,9 @@ mod tests {
         ]);
         let owner = |text: &str| match table.route(&SecretPath::check(text).unwrap()) {
             Route::Local => String::new(),
-            Route::Remote { backend, name } => format!("{} {}", backend.name, name.as_str()),
+            Route::Proxied { backend, name } | Route::Synced { backend, name, .. } => {
+                format!("{} {}", backend.name, name.as_str())
+            }
         };
         assert_eq!(owner("external/a/x/y"), "b1 kv/x/y");
         assert_eq!(owner("external/a"), "");
@@ -158,7 +200,7 @@ mod tests {
             let expected = mapping.forward(&path).map(|(_, name)| name);
             let found = match MountTable::new([backend(1, &pairs)]).route(&path) {
                 Route::Local => None,
-                Route::Remote { name, .. } => Some(name),
+                Route::Proxied { name, .. } | Route::Synced { name, .. } => Some(name),
             };
             prop_assert_eq!(found, expected);
         }

@@ -1,7 +1,9 @@
 //! What is around every request, whatever its protocol: an id, a span, a deadline, and an answer even to a panic.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::Router;
@@ -13,9 +15,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use futures::FutureExt as _;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method};
 use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use scaivault_domain::Error;
+use scaivault_telemetry::trace::{Remote, ServerSpan};
 use tonic_types::{RequestInfo, pb};
 use tower::util::service_fn;
 use tower::{ServiceExt as _, layer::layer_fn};
@@ -37,13 +41,18 @@ pub(crate) fn framed(router: Router, deadline: Duration) -> Router {
 }
 
 async fn answer(route: Route, mut request: Request, deadline: Duration) -> Result<Response, Infallible> {
-    let context = RequestContext::from_headers(request.headers());
     let wire = Wire::of(request.headers());
+    let (method, called) = (method_of(&request), route_of(&request, &wire));
+    let caller = Remote::from_headers(request.headers());
+    let served = wire.span(method, called, caller.as_ref());
+    let trace_id = served.trace_id().or_else(|| Some(caller?.trace_id().to_owned())).unwrap_or_default();
+    let context = RequestContext::in_trace(request.headers(), trace_id);
     let span = tracing::info_span!(
         "request",
         request.id = context.request_id,
-        http.request.method = request.method().as_str(),
-        http.route = route_of(&request, &wire),
+        trace.id = (!context.trace_id.is_empty()).then_some(&*context.trace_id),
+        http.request.method = method,
+        http.route = called,
         http.response.status_code = tracing::field::Empty,
         rpc.grpc.status_code = tracing::field::Empty,
     );
@@ -55,7 +64,7 @@ async fn answer(route: Route, mut request: Request, deadline: Duration) -> Resul
     }
     request.extensions_mut().insert(context.clone());
 
-    let handled = AssertUnwindSafe(route.oneshot(request)).catch_unwind();
+    let handled = served.around(AssertUnwindSafe(route.oneshot(request)).catch_unwind());
     let mut response = match tokio::time::timeout(deadline, handled).instrument(span.clone()).await {
         Ok(Ok(Ok(response))) => response,
         // The text of the panic may hold what was being handled, so it goes nowhere.
@@ -74,18 +83,56 @@ async fn answer(route: Route, mut request: Request, deadline: Duration) -> Resul
     }
     response.headers_mut().insert(REQUEST_ID, id);
     span.record("http.response.status_code", response.status().as_u16());
-    if let Some(code) = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()) {
+    let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok());
+    if let Some(code) = code {
         span.record("rpc.grpc.status_code", code);
     }
+    served.answered(response.status(), code.and_then(|code| code.parse().ok()));
     Ok(response)
 }
 
-/// The route for the span: never a secret's path.
+/// The methods of gRPC that are served, as `/service/method`.
+static METHODS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let described = [
+        scaivault_proto::DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let files = described.into_iter().flat_map(|set| {
+        FileDescriptorSet::decode(set).expect("the descriptors were made with the code that serves them").file
+    });
+    files
+        .flat_map(|file| {
+            let package = file.package().to_owned();
+            file.service.into_iter().flat_map(move |service| {
+                let name = format!("/{package}.{}/", service.name());
+                service.method.into_iter().map(move |method| format!("{name}{}", method.name()))
+            })
+        })
+        .collect()
+});
+
+/// The route for the spans: a template or a method that we have, never what a caller made up.
 fn route_of<'a>(request: &'a Request, wire: &Wire) -> &'a str {
-    match (request.extensions().get::<MatchedPath>(), wire) {
-        (Some(_), Wire::Grpc { .. }) => request.uri().path(),
-        (Some(route), Wire::Rest) => route.as_str(),
-        (None, _) => "unknown",
+    let route = match wire {
+        Wire::Grpc { .. } => METHODS.get(request.uri().path()).map(String::as_str),
+        Wire::Rest => request.extensions().get::<MatchedPath>().map(MatchedPath::as_str),
+    };
+    route.unwrap_or("unknown")
+}
+
+/// The method for the spans; one that nobody knows may be anything.
+fn method_of(request: &Request) -> &'static str {
+    match *request.method() {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "_OTHER",
     }
 }
 
@@ -102,6 +149,16 @@ impl Wire {
                 Wire::Grpc { content_type: value.clone() }
             }
             _ => Wire::Rest,
+        }
+    }
+
+    /// The span of a call of the API. Probes, scrapes and what nodes do of their own accord would drown those.
+    fn span(&self, method: &'static str, route: &str, caller: Option<&Remote<'_>>) -> ServerSpan {
+        let ours = route.starts_with("/scaivault.") && !route.starts_with("/scaivault.discovery.");
+        match self {
+            Wire::Rest if route.starts_with("/v1/") => ServerSpan::http(method, route, caller),
+            Wire::Grpc { .. } if ours => ServerSpan::grpc(route, caller),
+            _ => ServerSpan::NONE,
         }
     }
 

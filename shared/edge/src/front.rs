@@ -23,6 +23,8 @@ use crate::health::{self, GrpcHealth, Probe, Readiness, uncached};
 use crate::rest::{self, MAX_BODY};
 use crate::{frame, openapi};
 
+/// The method of gRPC that may wait.
+const SYNC: &str = "/scaivault.federation.v1.FederationService/SyncBackend";
 /// The deadline of a request unless another is set.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -41,6 +43,9 @@ pub struct Front {
     services: Vec<&'static str>,
     rest: OpenApiRouter,
     further: Router,
+    /// What may wait before it answers, beyond the deadline: by REST, and by everything else.
+    waiting: OpenApiRouter,
+    further_waiting: Router,
     /// What is handed on, as it documents itself.
     handed_on: Vec<utoipa::openapi::OpenApi>,
     deadline: Duration,
@@ -61,6 +66,8 @@ impl Front {
             services: Vec::new(),
             rest: OpenApiRouter::default(),
             further: Router::new(),
+            waiting: OpenApiRouter::default(),
+            further_waiting: Router::new(),
             handed_on: Vec::new(),
             deadline: DEADLINE,
         }
@@ -77,7 +84,11 @@ impl Front {
     #[must_use]
     pub fn federation<S: FederationService>(mut self, service: Arc<S>) -> Self {
         self.rest = self.rest.merge(rest::federation::routes(service.clone()));
-        self.grpc(FederationServiceServer::from_arc(service).max_decoding_message_size(MAX_BODY))
+        self.waiting = self.waiting.merge(rest::federation::waiting_routes(service.clone()));
+        let server = FederationServiceServer::from_arc(service).max_decoding_message_size(MAX_BODY);
+        let sync = Router::new().route_service(SYNC, server.clone()).layer(GrpcWebLayer::new());
+        self.further_waiting = self.further_waiting.merge(sync);
+        self.grpc(server)
     }
 
     /// Serves administration.
@@ -103,6 +114,12 @@ impl Front {
             self.further = self.further.route(&format!("/{service}/{{method}}"), any(hand_on));
             self.services.push(service);
         }
+        self.further_waiting = self.further_waiting.route(SYNC, any(hand_on.clone()));
+        let waiting = rest::federation::waiting_api();
+        for path in waiting.paths.paths.keys() {
+            self.further_waiting = self.further_waiting.route(path, any(hand_on.clone()));
+        }
+        self.handed_on.push(waiting);
         for api in [rest::federation::api(), rest::admin::api()] {
             for path in api.paths.paths.keys() {
                 let hand_on = hand_on.clone();
@@ -145,7 +162,8 @@ impl Front {
         self
     }
 
-    /// Within this time a handler must have begun to answer; 30 s unless set. Callers of gRPC may ask for less.
+    /// Within this time a handler must have begun to answer; 30 s unless set. Callers of gRPC may ask for less. A sync
+    /// has as much more as its caller may wait for it.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -174,6 +192,8 @@ impl Front {
         let grpc = self.grpc.routes().into_axum_router().reset_fallback().layer(GrpcWebLayer::new());
 
         let (rest, mut api) = self.rest.split_for_parts();
+        let (waiting, waiting_api) = self.waiting.split_for_parts();
+        api.merge(waiting_api);
         for handed_on in self.handed_on {
             api.merge(handed_on);
         }
@@ -190,6 +210,9 @@ impl Front {
             .method_not_allowed_fallback(rest::method_not_allowed)
             .merge(grpc)
             .fallback(frame::unknown_route);
+        let waiting =
+            waiting.merge(self.further_waiting).method_not_allowed_fallback(rest::method_not_allowed);
         frame::framed(router, self.deadline)
+            .merge(frame::framed(waiting, self.deadline + rest::federation::MAX_WAIT))
     }
 }

@@ -30,6 +30,18 @@ impl KeyId {
     }
 }
 
+impl From<u32> for KeyId {
+    fn from(id: u32) -> Self {
+        KeyId(id)
+    }
+}
+
+impl From<KeyId> for u32 {
+    fn from(id: KeyId) -> Self {
+        id.0
+    }
+}
+
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
@@ -94,6 +95,26 @@ impl Keyring {
         self.cipher_of(KeyId::of(record)?, owner, purpose)?.open(aad, record)
     }
 
+    /// A keyed digest of `data` for `owner` and `purpose`, under the key `id` (`None`: the primary), and which key it
+    /// was. Equal data has equal digests under one key; without the key nothing can be tried.
+    ///
+    /// # Errors
+    /// [`SealError::UnknownKey`], if the ring does not have the key.
+    pub fn mac(
+        &self,
+        id: Option<KeyId>,
+        owner: &str,
+        purpose: &str,
+        data: &[u8],
+    ) -> Result<(KeyId, [u8; 32]), SealError> {
+        let id = id.unwrap_or(self.primary);
+        let seed = self.seeds.get(&id).ok_or(SealError::UnknownKey(id))?;
+        let key = derive(&seed.0, &data_key_info(id, owner, purpose));
+        let mut mac = Hmac::<Sha256>::new_from_slice(&*key).expect("HMAC takes keys of any length");
+        mac.update(data);
+        Ok((id, mac.finalize().into_bytes().into()))
+    }
+
     fn cipher_of(&self, id: KeyId, owner: &str, purpose: &str) -> Result<Arc<Cipher>, SealError> {
         let seed = self.seeds.get(&id).ok_or(SealError::UnknownKey(id))?;
         let info = data_key_info(id, owner, purpose);
@@ -183,6 +204,17 @@ mod tests {
         let bit = bit.index(bytes.len() * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
         bytes
+    }
+
+    #[test]
+    fn digests_agree_under_one_key_only() {
+        let ring = Keyring::generate();
+        let (id, mac) = ring.mac(None, "acme", "test", b"a").unwrap();
+        let rotated = ring.rotated();
+        assert_eq!(rotated.mac(Some(id), "acme", "test", b"a").unwrap(), (id, mac));
+        assert_ne!(rotated.mac(None, "acme", "test", b"a").unwrap().1, mac);
+        assert_ne!(ring.mac(None, "other", "test", b"a").unwrap().1, mac);
+        assert_ne!(ring.mac(None, "acme", "test", b"b").unwrap().1, mac);
     }
 
     proptest! {

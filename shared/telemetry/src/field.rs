@@ -10,6 +10,8 @@ pub const PRINCIPAL: &str = "principal";
 pub const TOKEN_ACCESSOR: &str = "token.accessor";
 /// The id of the request, as the caller is told it.
 pub const REQUEST_ID: &str = "request.id";
+/// The id of the request's trace, as its audit row has it.
+pub const TRACE_ID: &str = "trace.id";
 /// The backend's id.
 pub const BACKEND_ID: &str = "backend.id";
 /// The backend's name.

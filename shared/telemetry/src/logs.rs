@@ -2,11 +2,17 @@
 
 use std::io::{self, IsTerminal as _};
 
-use tracing::Metadata;
-use tracing_subscriber::Layer as _;
-use tracing_subscriber::filter::{EnvFilter, ParseError, filter_fn};
+use opentelemetry_otlp::ExporterBuildError;
+use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{EnvFilter, FilterExt as _, ParseError, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+use crate::export::{TraceConfig, Traces};
+use crate::trace::TARGET;
 
 /// The transport below us logs every frame at `debug`; a filter that names these targets still gets them.
 const QUIET: &str = "hyper=warn,hyper_util=warn,h2=warn,tonic=warn,tower=warn,rustls=warn";
@@ -30,7 +36,7 @@ pub struct TelemetryConfig {
     pub filter: Option<String>,
 }
 
-/// Logging could not be set up.
+/// Telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// Correct the filter.
@@ -41,35 +47,62 @@ pub enum InitError {
         /// Where it is wrong.
         source: ParseError,
     },
-    /// Logging is set up once a process.
-    #[error("logging is already set up")]
+    /// Correct the collector's address.
+    #[error("the OTLP endpoint is no address such as `http://localhost:4317`")]
+    Endpoint(#[source] ExporterBuildError),
+    /// Correct the ratio.
+    #[error("the sample ratio of traces is {0}, which is not between 0 and 1")]
+    SampleRatio(f64),
+    /// It is set up once a process.
+    #[error("telemetry is already set up")]
     Again(#[from] TryInitError),
 }
 
 /// Sets up logging for the process.
 ///
 /// # Errors
-/// If the filter is none, or if logging was set up before.
+/// If the filter is none, or if it was set up before.
 pub fn init(config: TelemetryConfig) -> Result<(), InitError> {
+    Ok(tracing_subscriber::registry().with(lines(config)?).try_init()?)
+}
+
+/// Sets up logging and traces for the process, within its tokio runtime.
+///
+/// # Errors
+/// If the settings are wrong, or if it was set up before.
+pub fn init_with_traces(config: TelemetryConfig, traces: TraceConfig) -> Result<Traces, InitError> {
+    let lines = lines(config)?;
+    let traces = Traces::start(traces)?;
+    let registry = tracing_subscriber::registry().with(lines);
+    // Not `with` an `Option`: a layer that is none is asked about every span all the same.
+    match traces.layer() {
+        Some(spans) => registry.with(spans).try_init()?,
+        None => registry.try_init()?,
+    }
+    Ok(traces)
+}
+
+/// The layer that writes lines. The filter is its own, so that traces do not depend on what is logged.
+fn lines<S>(config: TelemetryConfig) -> Result<Box<dyn Layer<S> + Send + Sync>, InitError>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
     let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty()).or(config.filter);
+    let filter = filter(asked.as_deref().unwrap_or("info"))?
+        .and(filter_fn(may_log).with_max_level_hint(LevelFilter::TRACE));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()));
-    let registry = tracing_subscriber::registry().with(filter(asked.as_deref().unwrap_or("info"))?);
-    match config.format {
-        Format::Pretty => registry.with(lines.with_filter(filter_fn(may_log))).try_init()?,
-        Format::Json => {
-            let lines = lines.json().flatten_event(true).with_current_span(true);
-            registry.with(lines.with_filter(filter_fn(may_log))).try_init()?;
-        }
-    }
-    Ok(())
+    Ok(match config.format {
+        Format::Pretty => lines.with_filter(filter).boxed(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(true).with_filter(filter).boxed(),
+    })
 }
 
 /// Whether something may be logged at all, whatever the filter says: the client of logins logs what the backend answers,
-/// tokens included.
+/// tokens included, and the spans of traces would only repeat what the log's own say.
 fn may_log(metadata: &Metadata<'_>) -> bool {
-    !["vaultrs", "rustify"].iter().any(|secretive| metadata.target().starts_with(secretive))
+    ![TARGET, "vaultrs", "rustify"].iter().any(|kept_out| metadata.target().starts_with(kept_out))
 }
 
 fn filter(asked: &str) -> Result<EnvFilter, InitError> {

@@ -6,7 +6,7 @@
 //! their last value for ever.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -18,10 +18,15 @@ use scaivault_domain::Reason;
 use scaivault_domain::backend::BackendId;
 use scaivault_domain::secret::Source;
 use scaivault_domain::tenant::NodeName;
+use scaivault_domain::time::Timestamp;
 
 /// Upper bounds in seconds: local reads take tens of microseconds, proxied ones up to their deadline.
 const READ_SECONDS: [f64; 16] =
     [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Upper bounds in seconds: a sync that finds nothing changed takes less than one, the first of a large store hours.
+const SYNC_SECONDS: [f64; 14] =
+    [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0];
 
 /// Whether a backend answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +48,27 @@ pub enum Breaker {
     Open = 2,
 }
 
+/// What the cache of a node had for a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// The value.
+    Hit,
+    /// Nothing: the control plane has to be asked.
+    Miss,
+    /// That there is no such secret.
+    Absent,
+}
+
+impl Lookup {
+    fn as_str(self) -> &'static str {
+        match self {
+            Lookup::Hit => "hit",
+            Lookup::Miss => "miss",
+            Lookup::Absent => "absent",
+        }
+    }
+}
+
 /// The metrics of one process. A clone records into the same place.
 #[derive(Clone)]
 pub struct Metrics(Arc<Instruments>);
@@ -54,44 +80,57 @@ struct Instruments {
     reads: Histogram<f64>,
     backend_requests: Counter<u64>,
     unauthenticated: Counter<u64>,
+    sync_durations: Histogram<f64>,
+    sync_runs: Counter<u64>,
+    cache_lookups: Counter<u64>,
     gauges: Arc<Gauges>,
 }
 
 /// Not yet known, so not reported.
-const UNKNOWN: u8 = u8::MAX;
+const UNKNOWN: u64 = u64::MAX;
 
 #[derive(Default)]
 struct Gauges {
     audit_backlog: AtomicU64,
     leases: AtomicU64,
-    connected: Switch,
+    connected: Reading,
+    cache_entries: Reading,
+    cache_bytes: Reading,
     backends: Mutex<Vec<Weak<BackendSeries>>>,
     nodes: Mutex<Vec<Weak<NodeSeries>>>,
 }
 
-/// A small number that may be unknown.
-struct Switch(AtomicU8);
+/// A number that may be unknown.
+struct Reading(AtomicU64);
 
-impl Default for Switch {
+impl Default for Reading {
     fn default() -> Self {
-        Switch(AtomicU8::new(UNKNOWN))
+        Reading(AtomicU64::new(UNKNOWN))
     }
 }
 
-impl Switch {
-    fn set(&self, value: u8) {
+impl Reading {
+    fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
 
     fn get(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|value| *value != UNKNOWN).map(u64::from)
+        Some(self.0.load(Ordering::Relaxed)).filter(|value| *value != UNKNOWN)
+    }
+
+    fn tell(&self, observer: &dyn AsyncInstrument<u64>, labels: &[KeyValue]) {
+        self.get().into_iter().for_each(|value| observer.observe(value, labels));
     }
 }
 
 struct BackendSeries {
     labels: [KeyValue; 2],
-    up: Switch,
-    breaker: Switch,
+    up: Reading,
+    breaker: Reading,
+    last_sync: Reading,
+    conflicts: Reading,
+    staleness: Reading,
+    secrets: Mutex<Vec<(&'static str, u64)>>,
 }
 
 struct NodeSeries {
@@ -104,7 +143,7 @@ struct NodeSeries {
 #[derive(Clone)]
 pub struct BackendMetrics {
     series: Arc<BackendSeries>,
-    requests: Counter<u64>,
+    instruments: Arc<Instruments>,
 }
 
 /// The series of one data-plane node; they are reported as long as somebody holds this.
@@ -148,6 +187,19 @@ impl Metrics {
                 .u64_counter("scaivault_unauthenticated_requests_total")
                 .with_description("Requests without a valid token, which the audit trail does not hold")
                 .build(),
+            sync_durations: meter
+                .f64_histogram("scaivault_sync_duration_seconds")
+                .with_description("Sync runs, from their begin to their outcome")
+                .with_boundaries(SYNC_SECONDS.to_vec())
+                .build(),
+            sync_runs: meter
+                .u64_counter("scaivault_sync_runs_total")
+                .with_description("Sync runs that ended")
+                .build(),
+            cache_lookups: meter
+                .u64_counter("scaivault_cache_lookups_total")
+                .with_description("Reads that asked the cache")
+                .build(),
             registry,
             _provider: provider,
             gauges,
@@ -188,18 +240,33 @@ impl Metrics {
 
     /// The stream to the control plane went up or down. Not reported before the first call.
     pub fn control_plane(&self, health: Health) {
-        self.0.gauges.connected.set(health as u8);
+        self.0.gauges.connected.set(health as u64);
+    }
+
+    /// The cache holds this much.
+    pub fn cache(&self, entries: u64, bytes: u64) {
+        self.0.gauges.cache_entries.set(entries);
+        self.0.gauges.cache_bytes.set(bytes);
+    }
+
+    /// A read asked the cache.
+    pub fn cache_lookup(&self, lookup: Lookup) {
+        self.0.cache_lookups.add(1, &[KeyValue::new("outcome", lookup.as_str())]);
     }
 
     /// The series of a backend. The label is the id, because names repeat across tenants.
     pub fn backend(&self, id: &BackendId, kind: &'static str) -> BackendMetrics {
         let series = Arc::new(BackendSeries {
             labels: [KeyValue::new("backend", shared(id.as_str())), KeyValue::new("type", kind)],
-            up: Switch::default(),
-            breaker: Switch::default(),
+            up: Reading::default(),
+            breaker: Reading::default(),
+            last_sync: Reading::default(),
+            conflicts: Reading::default(),
+            staleness: Reading::default(),
+            secrets: Mutex::default(),
         });
         self.0.gauges.backends.enlist(&series);
-        BackendMetrics { series, requests: self.0.backend_requests.clone() }
+        BackendMetrics { series, instruments: self.0.clone() }
     }
 
     /// The series of a data-plane node.
@@ -220,17 +287,45 @@ impl BackendMetrics {
         let [backend, kind] = self.series.labels.clone();
         let labels =
             [backend, kind, KeyValue::new("operation", operation), KeyValue::new("outcome", outcome)];
-        self.requests.add(1, &labels);
+        self.instruments.backend_requests.add(1, &labels);
     }
 
     /// Whether it answers. Not reported before the first call.
     pub fn health(&self, health: Health) {
-        self.series.up.set(health as u8);
+        self.series.up.set(health as u64);
     }
 
     /// The state of its breaker. Not reported before the first call.
     pub fn breaker(&self, breaker: Breaker) {
-        self.series.breaker.set(breaker as u8);
+        self.series.breaker.set(breaker as u64);
+    }
+
+    /// A sync run ended; `outcome` is e.g. `complete`.
+    pub fn sync_run(&self, outcome: &'static str, took: Duration) {
+        let [backend, kind] = self.series.labels.clone();
+        let labels = [backend, kind, KeyValue::new("outcome", outcome)];
+        self.instruments.sync_durations.record(took.as_secs_f64(), &labels);
+        self.instruments.sync_runs.add(1, &labels);
+    }
+
+    /// A sync run compared everything, and ended then. Not reported before the first call.
+    pub fn sync_succeeded(&self, at: Timestamp) {
+        self.series.last_sync.set(u64::try_from(at.as_millis() / 1000).unwrap_or_default());
+    }
+
+    /// How many secrets are in which state, e.g. `synced` or `skipped`. States that are not named are no longer reported.
+    pub fn sync_secrets(&self, states: &[(&'static str, u64)]) {
+        *self.series.secrets.lock().unwrap_or_else(PoisonError::into_inner) = states.to_vec();
+    }
+
+    /// This many conflicts wait to be resolved. Not reported before the first call.
+    pub fn conflicts_open(&self, count: u64) {
+        self.series.conflicts.set(count);
+    }
+
+    /// The age of the oldest copy that a read could be answered with. Not reported before the first call.
+    pub fn cache_staleness(&self, oldest: Duration) {
+        self.series.staleness.set(oldest.as_secs());
     }
 }
 
@@ -277,14 +372,34 @@ impl Gauges {
                     .build();
             };
         gauge("scaivault_backend_up", "1 if the backend answers", |gauges, observer| {
-            for backend in gauges.backends.living() {
-                backend.up.get().into_iter().for_each(|up| observer.observe(up, &backend.labels));
-            }
+            gauges.of_backends(|backend| &backend.up, observer);
         });
         gauge("scaivault_breaker_state", "0 closed, 1 half open, 2 open", |gauges, observer| {
+            gauges.of_backends(|backend| &backend.breaker, observer);
+        });
+        let about = "When a sync run last compared everything, in seconds since 1970";
+        gauge("scaivault_sync_last_success_timestamp_seconds", about, |gauges, observer| {
+            gauges.of_backends(|backend| &backend.last_sync, observer);
+        });
+        gauge("scaivault_sync_secrets", "Secrets in sync mode, by state", |gauges, observer| {
             for backend in gauges.backends.living() {
-                backend.breaker.get().into_iter().for_each(|state| observer.observe(state, &backend.labels));
+                for (state, count) in &*backend.secrets.lock().unwrap_or_else(PoisonError::into_inner) {
+                    let [id, kind] = backend.labels.clone();
+                    observer.observe(*count, &[id, kind, KeyValue::new("state", *state)]);
+                }
             }
+        });
+        gauge("scaivault_conflicts_open", "Conflicts that wait to be resolved", |gauges, observer| {
+            gauges.of_backends(|backend| &backend.conflicts, observer);
+        });
+        gauge("scaivault_cache_staleness_seconds", "The age of the oldest copy", |gauges, observer| {
+            gauges.of_backends(|backend| &backend.staleness, observer);
+        });
+        gauge("scaivault_cache_entries", "Secrets in the cache", |gauges, observer| {
+            gauges.cache_entries.tell(observer, &[]);
+        });
+        gauge("scaivault_cache_bytes", "What the cache takes on disk", |gauges, observer| {
+            gauges.cache_bytes.tell(observer, &[]);
         });
         gauge("scaivault_generation_desired", "The configuration a node should serve", |gauges, observer| {
             for node in gauges.nodes.living() {
@@ -303,8 +418,15 @@ impl Gauges {
             observer.observe(gauges.leases.load(Ordering::Relaxed), &[]);
         });
         gauge("scaivault_control_plane_connected", "1 if the stream is up", |gauges, observer| {
-            gauges.connected.get().into_iter().for_each(|up| observer.observe(up, &[]));
+            gauges.connected.tell(observer, &[]);
         });
+    }
+
+    /// One reading of every backend.
+    fn of_backends(&self, reading: fn(&BackendSeries) -> &Reading, observer: &dyn AsyncInstrument<u64>) {
+        for backend in self.backends.living() {
+            reading(&backend).tell(observer, &backend.labels);
+        }
     }
 }
 
@@ -346,6 +468,15 @@ mod tests {
         backend.health(Health::Up);
         backend.breaker(Breaker::HalfOpen);
         node.generation(7, 6);
+        backend.sync_run("complete", Duration::from_secs(2));
+        backend.sync_succeeded(Timestamp::from_millis(1_700_000_000_999));
+        backend.sync_secrets(&[("synced", 40), ("failed", 9)]);
+        backend.sync_secrets(&[("synced", 42), ("skipped", 1)]);
+        backend.conflicts_open(3);
+        backend.cache_staleness(Duration::from_millis(61_500));
+        metrics.cache(42, 9000);
+        metrics.cache_lookup(Lookup::Hit);
+        metrics.cache_lookup(Lookup::Absent);
 
         let text = metrics.render();
         for line in [
@@ -361,9 +492,21 @@ mod tests {
             "scaivault_control_plane_connected 1",
             "scaivault_unauthenticated_requests_total 1",
             "scaivault_leases_held 2",
+            r#"scaivault_sync_duration_seconds_count{backend="fed_aaaaaaaaaaaaaaaa",outcome="complete",type="hashicorp-vault"} 1"#,
+            r#"scaivault_sync_runs_total{backend="fed_aaaaaaaaaaaaaaaa",outcome="complete",type="hashicorp-vault"} 1"#,
+            r#"scaivault_sync_last_success_timestamp_seconds{backend="fed_aaaaaaaaaaaaaaaa",type="hashicorp-vault"} 1700000000"#,
+            r#"scaivault_sync_secrets{backend="fed_aaaaaaaaaaaaaaaa",state="synced",type="hashicorp-vault"} 42"#,
+            r#"scaivault_sync_secrets{backend="fed_aaaaaaaaaaaaaaaa",state="skipped",type="hashicorp-vault"} 1"#,
+            r#"scaivault_conflicts_open{backend="fed_aaaaaaaaaaaaaaaa",type="hashicorp-vault"} 3"#,
+            r#"scaivault_cache_staleness_seconds{backend="fed_aaaaaaaaaaaaaaaa",type="hashicorp-vault"} 61"#,
+            r#"scaivault_cache_lookups_total{outcome="hit"} 1"#,
+            r#"scaivault_cache_lookups_total{outcome="absent"} 1"#,
+            "scaivault_cache_entries 42",
+            "scaivault_cache_bytes 9000",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
+        assert_eq!(series(&text, "scaivault_sync_secrets{").len(), 2, "{text}");
     }
 
     #[test]
@@ -372,8 +515,11 @@ mod tests {
         metrics.read(Some(Source::Local), Ok(()), Duration::from_millis(1));
         let backend = metrics.backend(&BackendId::from_random([1; 10]), HASHICORP_VAULT);
         backend.request("login", "auth");
+        backend.sync_run("failed", Duration::ZERO);
+        backend.sync_secrets(&[("synced", 0)]);
+        metrics.cache_lookup(Lookup::Miss);
         let text = metrics.render();
-        let known = ["backend", "type", "mode", "outcome", "operation", "node", "le"];
+        let known = ["backend", "type", "mode", "outcome", "operation", "node", "state", "le"];
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             assert!(!line.contains(" # "), "{line}");
             let labels = line.split_once('{').map_or("", |(_, rest)| rest.split('}').next().unwrap_or(""));
@@ -401,5 +547,9 @@ mod tests {
         let text = metrics.render();
         assert!(series(&text, "scaivault_backend_up").is_empty(), "{text}");
         assert!(series(&text, "scaivault_control_plane_connected").is_empty(), "{text}");
+        assert!(
+            series(&text, "scaivault_cache").is_empty() && series(&text, "scaivault_sync").is_empty(),
+            "{text}"
+        );
     }
 }

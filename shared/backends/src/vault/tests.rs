@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
@@ -12,26 +12,26 @@ use crate::coalesce::Coalescer;
 use crate::guard::{Guard, Limits, Retry};
 use crate::testing::{Reply, Server, json, lease, with_header};
 
-const MOUNTS: &str = "/v1/sys/internal/ui/mounts/";
-const LOOKUP: &str = "/v1/auth/token/lookup-self";
+pub(super) const MOUNTS: &str = "/v1/sys/internal/ui/mounts/";
+pub(super) const LOOKUP: &str = "/v1/auth/token/lookup-self";
 const V2: &str = r#"{"data":{"path":"kv/","type":"kv","options":{"version":"2"}}}"#;
-const V1: &str = r#"{"data":{"path":"kv/","type":"kv","options":null}}"#;
-const DENIED: &str = r#"{"errors":["permission denied"]}"#;
+pub(super) const V1: &str = r#"{"data":{"path":"kv/","type":"kv","options":null}}"#;
+pub(super) const DENIED: &str = r#"{"errors":["permission denied"]}"#;
 const VALUE: &str = r#"{"data":{"data":{"n":123456789012345678901234567890,"b":1.10,"a":"<x>"},"metadata":{
     "created_time":"2026-01-01T00:00:00.5Z","custom_metadata":{"owner":"ops"},"deletion_time":"","destroyed":false,
     "version":7}},"warnings":null}"#;
 
 /// `kv/data/**` with everything behind it captured.
-fn name(text: &str) -> RemoteName {
+pub(super) fn name(text: &str) -> RemoteName {
     RemoteName::with_literal(text, 2)
 }
 
-fn vault(target: &VaultTarget) -> VaultBackend {
+pub(super) fn vault(target: &VaultTarget) -> VaultBackend {
     VaultBackend::connect(target).expect("a usable target")
 }
 
 /// A server with a version 2 mount `kv`, and what it says otherwise.
-async fn v2(reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Server, VaultBackend) {
+pub(super) async fn v2(reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Server, VaultBackend) {
     let server =
         Server::start(move |path| if path.starts_with(MOUNTS) { json(200, V2) } else { reply(path) }).await;
     let vault = vault(&server.target());
@@ -260,6 +260,62 @@ async fn forbidden_and_ended_tokens_are_told_apart() {
         let lookups = server.paths().iter().filter(|path| *path == LOOKUP).count();
         assert_eq!(lookups, 1, "one look-up serves every refusal of the next seconds");
     }
+}
+
+#[tokio::test]
+async fn a_lease_that_is_revoked_is_noticed_although_another_name_is_forbidden() {
+    let revoked = Arc::new(AtomicBool::new(false));
+    let (server, vault) = v2({
+        let revoked = revoked.clone();
+        move |path| match path {
+            LOOKUP if !revoked.load(Ordering::SeqCst) => json(200, "{}"),
+            _ => json(403, DENIED),
+        }
+    })
+    .await;
+    let read = async || vault.read(&lease("t"), &name("kv/data/x")).await.err();
+    assert_eq!(read().await, Some(BackendError::Forbidden));
+    revoked.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        tokio::time::pause();
+        tokio::time::advance(VALIDITY_IS_TRUSTED_FOR).await;
+        tokio::time::resume();
+        assert_eq!(read().await, Some(BackendError::LoginExpired));
+    }
+    let lookups = server.paths().iter().filter(|path| *path == LOOKUP).count();
+    assert_eq!(lookups, 2, "a token that ended is not looked up again");
+}
+
+#[tokio::test]
+async fn an_old_version_is_read_and_no_other_taken_for_it() {
+    let (server, vault) = v2(|path| match path.split_once('?') {
+        Some((_, "version=7" | "version=8")) => json(200, VALUE),
+        Some((_, "version=6")) => {
+            let deleted = r#"{"data":{"data":null,"metadata":{"created_time":"2026-01-01T00:00:00Z",
+                "deletion_time":"2026-01-02T00:00:00Z","destroyed":false,"version":6}}}"#;
+            json(404, deleted)
+        }
+        _ => json(404, r#"{"errors":[]}"#),
+    })
+    .await;
+    let read = async |version| vault.read_version(&lease("t"), &name("kv/data/x"), version).await;
+    assert_eq!(read("7").await.expect("a value").remote_version, "7");
+    assert_eq!(read("6").await.err(), Some(BackendError::NotActive(State::Deleted)));
+    assert_eq!(read("5").await.err(), Some(BackendError::NotFound));
+    assert!(matches!(read("8").await, Err(BackendError::InvalidAnswer(_))));
+    let asked = server.paths().len();
+    for no_version in ["0", "", "-1", "x"] {
+        assert_eq!(read(no_version).await.err(), Some(BackendError::NotFound));
+    }
+    assert_eq!(server.paths().len(), asked);
+}
+
+#[tokio::test]
+async fn version_1_has_no_old_versions() {
+    let server =
+        Server::start(|path| json(200, if path.starts_with(MOUNTS) { V1 } else { r#"{"data":{}}"# })).await;
+    let read = vault(&server.target()).read_version(&lease("t"), &name("kv/x"), "1").await;
+    assert_eq!(read.err(), Some(BackendError::NotFound));
 }
 
 #[tokio::test]

@@ -4,16 +4,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use scaivault_discovery::{Change, LeasePush};
+use scaivault_discovery::{Change, Found, LeasePush};
 use scaivault_domain::access::{Caller, Capability, Effect, PolicyRule, Scope};
-use scaivault_domain::backend::{BackendId, Endpoint, KvMount, KvVersion, Mode, Target, VaultTarget};
+use scaivault_domain::backend::{BackendId, Endpoint, KvMount, KvVersion, Target, VaultTarget};
 use scaivault_domain::lease::{LeaseKey, Material};
 use scaivault_domain::mapping::PathMapping;
 use scaivault_domain::pattern::Pattern;
+use scaivault_domain::replica::{Freshness, SecretKey};
+use scaivault_domain::sync::{Mode, SyncSettings};
 use scaivault_domain::tenant::{BackendName, TenantId};
 use scaivault_domain::time::Timestamp;
 use scaivault_domain::token::TokenHash;
 use scaivault_domain::view::{BackendView, Generation, TenantView};
+
+pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
 pub(crate) fn tenant(number: u8) -> TenantId {
     TenantId::parse(&format!("tenant-{number}")).unwrap()
@@ -44,6 +48,7 @@ pub(crate) fn backend(number: u8, folder: &str, ca_bytes: usize) -> BackendView 
         ])
         .unwrap(),
         mode: Mode::Proxy,
+        sync: SyncSettings::default(),
         enabled: number != 3,
         timeout: Duration::from_millis(5500),
     }
@@ -55,6 +60,13 @@ fn view_of(owner: u8, generation: Generation, backends: Vec<BackendView>) -> Arc
 
 pub(crate) fn view(owner: u8, generation: Generation) -> Arc<TenantView> {
     view_of(owner, generation, vec![backend(1, "a", 0), backend(2, "b", 0)])
+}
+
+/// Whose first backend is synced and prefetched.
+pub(crate) fn prefetched_view(owner: u8, generation: Generation) -> Arc<TenantView> {
+    let sync = SyncSettings { prefetch: true, interval: Some(Duration::from_secs(60)), ..Default::default() };
+    let prefetched = BackendView { mode: Mode::Sync, sync, ..backend(1, "a", 0) };
+    view_of(owner, generation, vec![prefetched, backend(2, "b", 0)])
 }
 
 /// Of `chunks` chunks.
@@ -100,6 +112,9 @@ pub(crate) struct Held {
     /// `None`: told that there is none.
     pub(crate) grants: HashMap<TokenHash, Option<(u64, Arc<Caller>)>>,
     pub(crate) leases: HashMap<LeaseKey, Option<String>>,
+    pub(crate) secrets: HashMap<SecretKey, Found>,
+    pub(crate) freshness: HashMap<LeaseKey, Freshness>,
+    pub(crate) complete: Vec<LeaseKey>,
     pub(crate) revision: u64,
 }
 
@@ -126,6 +141,17 @@ impl Held {
                 Change::LeaseGone(key, _) => {
                     self.leases.insert(key, None);
                 }
+                Change::Secret(key, stamp, replica) => {
+                    self.secrets.insert(key, Ok((stamp, replica)));
+                }
+                Change::SecretAbsent(key, absence) => {
+                    self.secrets.insert(key, Err(absence));
+                }
+                Change::SecretGone(hash) => self.secrets.retain(|key, _| key.hash() != hash),
+                Change::Freshness(tenant, freshness) => {
+                    self.freshness.insert(LeaseKey { tenant, backend: freshness.backend.clone() }, freshness);
+                }
+                Change::PrefetchComplete(key) => self.complete.push(key),
             }
         }
     }

@@ -9,7 +9,7 @@ use scaivault_discovery::{
 use scaivault_proto::discovery::v1::delta_request::Message;
 use scaivault_proto::discovery::v1::{Ack, DeltaRequest, DeltaResponse, Nack, Refusal, removal, upsert};
 
-use crate::fixtures::{caller, hash, key, large_view, lease, overlapping_view, tenant, view};
+use crate::fixtures::{NOW, caller, hash, key, large_view, lease, overlapping_view, tenant, view};
 
 fn connected(demands: impl IntoIterator<Item = Demand>) -> (Subscriber, Publisher) {
     let mut subscriber = Subscriber::new();
@@ -34,13 +34,13 @@ fn desired(revision: u64) -> Desired {
 fn settle(subscriber: &mut Subscriber, publisher: &mut Publisher, desired: &Desired) -> usize {
     let mut count = 0;
     loop {
-        let responses = publisher.plan(desired);
+        let responses = publisher.plan(Some(desired), NOW);
         if responses.is_empty() {
             return count;
         }
         count += responses.len();
         for response in responses {
-            publisher.on_request(subscriber.handle(response).reply).unwrap();
+            publisher.on_request(subscriber.handle(response, NOW).reply).unwrap();
         }
     }
 }
@@ -65,7 +65,7 @@ fn at_most_eight_responses_of_limited_size_are_unacknowledged() {
     let mut unacknowledged: Vec<u64> = Vec::new();
     let mut chunks = 0;
     loop {
-        let responses = publisher.plan(&desired);
+        let responses = publisher.plan(Some(&desired), NOW);
         for response in &responses {
             assert!(response.encoded_len() <= MAX_MESSAGE_BYTES);
             chunks += response.upserts.len();
@@ -87,10 +87,10 @@ fn a_revocation_overtakes_a_large_view_and_waits_for_no_acknowledgement() {
     settle(&mut subscriber, &mut publisher, &desired);
     desired.revision = 2;
     desired.views.insert(tenant(1), large_view(1, 1, 40));
-    assert_eq!(publisher.plan(&desired).len(), MAX_UNACKNOWLEDGED - 1);
+    assert_eq!(publisher.plan(Some(&desired), NOW).len(), MAX_UNACKNOWLEDGED - 1);
     desired.revision = 3;
     desired.grants.insert(hash(1), None);
-    let urgent = publisher.plan(&desired);
+    let urgent = publisher.plan(Some(&desired), NOW);
     assert_eq!(urgent.len(), 1);
     assert!(has_removal_of(&urgent[0], 1));
 }
@@ -105,7 +105,7 @@ fn lanes_are_removals_grants_views_leases() {
     desired.grants.insert(hash(2), None);
     desired.views.insert(tenant(1), large_view(1, 1, 3));
     desired.leases.insert(key(1), LeaseState::Held(lease(1, "l1")));
-    let responses = publisher.plan(&desired);
+    let responses = publisher.plan(Some(&desired), NOW);
     assert!(has_removal_of(&responses[0], 2));
     let order: Vec<_> = responses
         .iter()
@@ -114,6 +114,9 @@ fn lanes_are_removals_grants_views_leases() {
             upsert::Resource::Grant(_) => 'g',
             upsert::Resource::View(_) => 'v',
             upsert::Resource::Lease(_) => 'l',
+            upsert::Resource::Freshness(_) => 'f',
+            upsert::Resource::Secret(_) => 's',
+            upsert::Resource::PrefetchComplete(_) => 'c',
         })
         .collect();
     assert_eq!(order, ['g', 'v', 'v', 'v', 'l']);
@@ -124,11 +127,11 @@ fn a_later_generation_supersedes_what_was_not_sent() {
     let (mut subscriber, mut publisher) = connected([]);
     let mut desired = desired(1);
     desired.views.insert(tenant(1), large_view(1, 1, 40));
-    let begun = publisher.plan(&desired);
+    let begun = publisher.plan(Some(&desired), NOW);
     desired.revision = 2;
     desired.views.insert(tenant(1), view(1, 2));
     for response in begun {
-        publisher.on_request(subscriber.handle(response).reply).unwrap();
+        publisher.on_request(subscriber.handle(response, NOW).reply).unwrap();
     }
     assert_eq!(publisher.progress().views[&tenant(1)].acknowledged, None);
     assert_eq!(settle(&mut subscriber, &mut publisher, &desired), 1);
@@ -160,7 +163,9 @@ fn a_refusal_names_the_first_cause_when_several_chunks_are_refused() {
     let (_, mut publisher) = connected([]);
     let mut desired = desired(1);
     desired.views.insert(tenant(1), large_view(1, 4, 2));
-    for (response, message) in publisher.plan(&desired).iter().zip(["the cause", "the consequence"]) {
+    for (response, message) in
+        publisher.plan(Some(&desired), NOW).iter().zip(["the cause", "the consequence"])
+    {
         let refusals =
             vec![Refusal { tenant: tenant(1).to_string(), generation: 4, message: message.into() }];
         let nack = Message::Nack(Nack { nonce: response.nonce, refusals });
@@ -174,14 +179,14 @@ fn the_rest_of_a_refused_view_is_not_sent() {
     let (_, mut publisher) = connected([]);
     let mut desired = desired(1);
     desired.views.insert(tenant(1), large_view(1, 4, 40));
-    let sent = publisher.plan(&desired);
+    let sent = publisher.plan(Some(&desired), NOW);
     let refusals = vec![Refusal { tenant: tenant(1).to_string(), generation: 4, message: "no".into() }];
     let nack = Message::Nack(Nack { nonce: sent[0].nonce, refusals });
     publisher.on_request(DeltaRequest { message: Some(nack) }).unwrap();
     for response in &sent[1..] {
         publisher.on_request(ack(response.nonce)).unwrap();
     }
-    assert!(publisher.plan(&desired).iter().all(|response| response.upserts.is_empty()));
+    assert!(publisher.plan(Some(&desired), NOW).iter().all(|response| response.upserts.is_empty()));
     assert_eq!(publisher.progress().views[&tenant(1)].acknowledged, None);
 }
 
@@ -190,12 +195,12 @@ fn an_older_view_does_not_interrupt_the_one_on_its_way() {
     let (mut subscriber, mut publisher) = connected([]);
     let mut newer = desired(1);
     newer.views.insert(tenant(1), large_view(1, 4, 2));
-    let mut responses = publisher.plan(&newer);
+    let mut responses = publisher.plan(Some(&newer), NOW);
     newer.views.insert(tenant(1), view(1, 3));
     responses[1].nonce = 100;
-    assert!(subscriber.handle(responses.remove(0)).changes.is_empty());
-    assert!(subscriber.handle(only_response_of(&newer)).changes.is_empty());
-    assert_eq!(subscriber.handle(responses.remove(0)).changes.len(), 1);
+    assert!(subscriber.handle(responses.remove(0), NOW).changes.is_empty());
+    assert!(subscriber.handle(only_response_of(&newer), NOW).changes.is_empty());
+    assert_eq!(subscriber.handle(responses.remove(0), NOW).changes.len(), 1);
 }
 
 #[test]
@@ -203,16 +208,16 @@ fn a_view_that_a_new_epoch_interrupted_does_not_hold_up_that_of_the_new_one() {
     let (mut subscriber, mut publisher) = connected([]);
     let mut desired = desired(9);
     desired.views.insert(tenant(1), large_view(1, 9, 40));
-    subscriber.handle(publisher.plan(&desired).remove(0));
+    subscriber.handle(publisher.plan(Some(&desired), NOW).remove(0), NOW);
     desired = Desired { epoch: "e2".into(), revision: 1, ..Desired::default() };
     desired.views.insert(tenant(1), view(1, 1));
-    assert_eq!(subscriber.handle(only_response_of(&desired)).changes.len(), 1);
+    assert_eq!(subscriber.handle(only_response_of(&desired), NOW).changes.len(), 1);
 }
 
 /// The one response of a new stream, numbered behind any other.
 fn only_response_of(desired: &Desired) -> DeltaResponse {
     let (_, mut publisher) = connected([]);
-    DeltaResponse { nonce: 99, ..publisher.plan(desired).remove(0) }
+    DeltaResponse { nonce: 99, ..publisher.plan(Some(desired), NOW).remove(0) }
 }
 
 #[test]
@@ -220,16 +225,16 @@ fn the_revision_is_said_only_when_all_of_it_was_sent() {
     let (mut subscriber, mut publisher) = connected([]);
     let mut desired = desired(5);
     desired.views.insert(tenant(1), large_view(1, 1, 10));
-    let first = publisher.plan(&desired);
+    let first = publisher.plan(Some(&desired), NOW);
     assert!(first.iter().all(|response| response.revision == 0));
     for response in first {
-        assert_eq!(subscriber.handle(response.clone()).revision, 0);
+        assert_eq!(subscriber.handle(response.clone(), NOW).revision, 0);
         publisher.on_request(ack(response.nonce)).unwrap();
     }
-    assert_eq!(publisher.plan(&desired).last().unwrap().revision, 5);
-    assert!(publisher.plan(&desired).is_empty());
+    assert_eq!(publisher.plan(Some(&desired), NOW).last().unwrap().revision, 5);
+    assert!(publisher.plan(Some(&desired), NOW).is_empty());
     desired.revision = 6;
-    let only_the_revision = publisher.plan(&desired);
+    let only_the_revision = publisher.plan(Some(&desired), NOW);
     assert_eq!(only_the_revision.len(), 1);
     assert_eq!((only_the_revision[0].revision, only_the_revision[0].upserts.len()), (6, 0));
 }
@@ -248,7 +253,7 @@ fn after_a_lost_stream_only_differences_travel() {
     desired.views.insert(tenant(2), view(2, 2));
     let mut publisher = connect(&mut subscriber);
     assert_eq!(publisher.progress().leases[&key(1)], "l1");
-    let responses = publisher.plan(&desired);
+    let responses = publisher.plan(Some(&desired), NOW);
     assert_eq!(responses.iter().map(|response| response.upserts.len()).sum::<usize>(), 1);
 }
 
@@ -263,9 +268,9 @@ fn a_new_epoch_sends_everything_again_and_takes_the_rest_away() {
     desired = Desired { epoch: "e2".into(), revision: 1, ..Desired::default() };
     desired.views.insert(tenant(1), view(1, 1));
     desired.grants.insert(hash(1), None);
-    let responses = publisher.plan(&desired);
+    let responses = publisher.plan(Some(&desired), NOW);
     assert_eq!(responses.len(), 1);
-    let applied = subscriber.handle(responses[0].clone());
+    let applied = subscriber.handle(responses[0].clone(), NOW);
     assert!(applied.epoch_changed);
     assert_eq!((applied.changes.len(), applied.revision), (3, 1));
     publisher.on_request(applied.reply).unwrap();
@@ -281,11 +286,11 @@ fn a_view_of_another_epoch_is_replaced_although_its_generation_is_the_same() {
     settle(&mut subscriber, &mut publisher, &old);
     // The stream is lost when the node has heard of the new epoch and of nothing in it.
     let new = Desired { epoch: "e2".into(), ..old.clone() };
-    let mut first = publisher.plan(&new).remove(0);
+    let mut first = publisher.plan(Some(&new), NOW).remove(0);
     first.upserts.clear();
-    subscriber.handle(first);
+    subscriber.handle(first, NOW);
     let mut publisher = connect(&mut subscriber);
-    let upserts: usize = publisher.plan(&new).iter().map(|response| response.upserts.len()).sum();
+    let upserts: usize = publisher.plan(Some(&new), NOW).iter().map(|response| response.upserts.len()).sum();
     assert_eq!(upserts, 2);
 }
 
@@ -300,7 +305,7 @@ fn a_refused_lease_is_not_pushed_again() {
         assert_eq!(heard.refused_leases, [(key(1), "l1".to_owned())]);
         assert_eq!(heard.next, NextStep::Diff);
     }
-    assert!(publisher.plan(&desired).is_empty());
+    assert!(publisher.plan(Some(&desired), NOW).is_empty());
     desired.leases.insert(key(1), LeaseState::Held(lease(1, "l2")));
     assert_eq!(settle(&mut subscriber, &mut publisher, &desired), 1);
     assert_eq!(publisher.progress().leases[&key(1)], "l2");
@@ -311,9 +316,9 @@ fn a_refused_lease_that_was_on_its_way_is_not_applied() {
     let (mut subscriber, mut publisher) = connected([Demand::Lease { key: key(1), refused_id: None }]);
     let mut desired = desired(1);
     desired.leases.insert(key(1), LeaseState::Held(lease(1, "l1")));
-    let response = publisher.plan(&desired).remove(0);
+    let response = publisher.plan(Some(&desired), NOW).remove(0);
     subscriber.demand([Demand::Lease { key: key(1), refused_id: Some("l1".into()) }]);
-    assert!(subscriber.handle(response).changes.is_empty());
+    assert!(subscriber.handle(response, NOW).changes.is_empty());
 }
 
 #[test]
@@ -350,11 +355,11 @@ fn what_is_no_longer_demanded_is_not_applied() {
     let (mut subscriber, mut publisher) = connected([Demand::Grant(hash(1))]);
     let mut desired = desired(1);
     desired.grants.insert(hash(1), Some((1, caller(1, 1))));
-    let response = publisher.plan(&desired).remove(0);
+    let response = publisher.plan(Some(&desired), NOW).remove(0);
     for request in subscriber.demand([Demand::DropGrant(hash(1))]) {
         publisher.on_request(request).unwrap();
     }
-    assert!(subscriber.handle(response).changes.is_empty());
+    assert!(subscriber.handle(response, NOW).changes.is_empty());
     assert!(publisher.demands().grants.is_empty());
 }
 
@@ -394,12 +399,12 @@ fn a_grant_that_cannot_be_read_takes_the_held_one_away() {
     desired.grants.insert(hash(1), Some((1, caller(1, 1))));
     settle(&mut subscriber, &mut publisher, &desired);
     desired.grants.insert(hash(1), Some((2, Arc::clone(&caller(1, 1)))));
-    let mut response = publisher.plan(&desired).remove(0);
+    let mut response = publisher.plan(Some(&desired), NOW).remove(0);
     let Some(upsert::Resource::Grant(grant)) = &mut response.upserts[0].resource else { panic!("a grant") };
     grant.scopes = vec!["secrets:teleport".into()];
-    let applied = subscriber.handle(response);
+    let applied = subscriber.handle(response, NOW);
     assert!(matches!(applied.changes[..], [scaivault_discovery::Change::GrantGone(gone)] if gone == hash(1)));
     let heard = publisher.on_request(applied.reply).unwrap();
     assert_eq!(heard.refusals.len(), 1);
-    assert!(publisher.plan(&desired).is_empty());
+    assert!(publisher.plan(Some(&desired), NOW).is_empty());
 }

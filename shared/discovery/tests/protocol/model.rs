@@ -16,7 +16,7 @@ use scaivault_domain::token::TokenHash;
 use scaivault_domain::view::TenantView;
 use scaivault_proto::discovery::v1::{DeltaRequest, DeltaResponse};
 
-use crate::fixtures::{Held, caller, hash, key, large_view, lease, overlapping_view, tenant, view};
+use crate::fixtures::{Held, NOW, caller, hash, key, large_view, lease, overlapping_view, tenant, view};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -230,7 +230,7 @@ impl World {
             (*hash, versions.get(hash).map(|version| (*version, caller(number, number))))
         });
         self.desired.grants = grants.collect();
-        for response in self.publisher.plan(&self.desired) {
+        for response in self.publisher.plan(Some(&self.desired), NOW) {
             assert!(response.encoded_len() <= MAX_MESSAGE_BYTES);
             self.responses.push_back(response);
         }
@@ -240,7 +240,7 @@ impl World {
     fn deliver(&mut self, count: usize) {
         for _ in 0..count {
             let Some(response) = self.responses.pop_front() else { return };
-            let applied = self.subscriber.handle(response);
+            let applied = self.subscriber.handle(response, NOW);
             if !applied.epoch_changed {
                 assert!(applied.revision >= self.held.revision);
             }

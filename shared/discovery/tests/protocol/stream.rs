@@ -9,11 +9,14 @@ use std::time::Duration;
 use futures::Stream;
 use hyper_util::rt::TokioIo;
 use scaivault_discovery::{
-    Change, Demand, Demands, Desired, LeaseState, NodeBoard, NodeIdentity, Sink, Source, Tenants,
-    delta_stream, follow,
+    Change, Demand, Demands, Desired, Found, LeaseState, Mark, NodeBoard, NodeIdentity, PrefetchProgress,
+    Restored, SecretChanges, Sink, Source, Subscriber, Surveyed, Tenants, delta_stream, follow,
 };
 use scaivault_domain::access::Caller;
 use scaivault_domain::lease::LeaseKey;
+use scaivault_domain::path::SecretPath;
+use scaivault_domain::replica::{Absence, Freshness, SecretKey, Stamp};
+use scaivault_domain::secret::State;
 use scaivault_domain::tenant::{NodeName, TenantId};
 use scaivault_domain::time::{Clock, Timestamp};
 use scaivault_domain::token::TokenHash;
@@ -31,12 +34,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::fixtures::{Held, caller, hash, key, large_view, lease, overlapping_view, tenant, view};
+use crate::fixtures::{
+    Held, caller, hash, key, large_view, lease, overlapping_view, prefetched_view, tenant, view,
+};
+use crate::shelf::{Shelf, owning, secret};
 
 /// What is committed.
 #[derive(Default)]
 struct Store {
-    revision: u64,
+    /// The newest revision that was not of a secret.
+    concerned: u64,
+    shelf: Shelf,
+    freshness: BTreeMap<LeaseKey, Arc<Freshness>>,
     views: BTreeMap<TenantId, Arc<TenantView>>,
     grants: HashMap<TokenHash, (u64, Arc<Caller>)>,
     leases: HashMap<LeaseKey, LeaseState>,
@@ -45,6 +54,7 @@ struct Store {
 struct ControlPlane {
     store: Mutex<Store>,
     wake: watch::Sender<u64>,
+    feed: watch::Sender<Mark>,
     refused: Mutex<Vec<(LeaseKey, String)>>,
     diffs: AtomicU32,
     board: Arc<NodeBoard>,
@@ -64,6 +74,7 @@ impl ControlPlane {
         Arc::new(ControlPlane {
             store: Mutex::default(),
             wake: watch::Sender::new(0),
+            feed: watch::Sender::default(),
             refused: Mutex::default(),
             diffs: AtomicU32::new(0),
             board: Arc::new(NodeBoard::new(Arc::new(Stopped))),
@@ -78,8 +89,16 @@ impl ControlPlane {
 
     fn commit_in_silence(&self, change: impl FnOnce(&mut Store)) {
         let mut store = self.store.lock().unwrap();
-        store.revision += 1;
+        store.concerned = store.shelf.commit();
         change(&mut store);
+        self.feed.send_replace(Mark { revision: store.shelf.revision, concerned: store.concerned });
+    }
+
+    /// A commit that nothing but a secret is in.
+    fn write(&self, change: impl FnOnce(&mut Shelf)) {
+        let mut store = self.store.lock().unwrap();
+        change(&mut store.shelf);
+        self.feed.send_replace(Mark { revision: store.shelf.revision, concerned: store.concerned });
     }
 
     fn set_view(&self, view: Arc<TenantView>) {
@@ -103,11 +122,38 @@ impl Source for ControlPlane {
         let store = self.store.lock().unwrap();
         Ok(Desired {
             epoch: "e1".into(),
-            revision: store.revision,
+            revision: store.shelf.revision,
             views: store.views.clone(),
             grants: demands.grants.iter().map(|hash| (*hash, store.grants.get(hash).cloned())).collect(),
             leases: store.leases.clone(),
+            freshness: store.freshness.clone(),
         })
+    }
+
+    fn feed(&self) -> watch::Receiver<Mark> {
+        self.feed.subscribe()
+    }
+
+    async fn changed(&self, cursor: u64, max: usize) -> Result<Option<SecretChanges>, Status> {
+        Ok(self.store.lock().unwrap().shelf.changed(cursor, max))
+    }
+
+    async fn secrets(
+        &self,
+        _: &NodeIdentity,
+        keys: &[SecretKey],
+        enough: usize,
+    ) -> Result<Vec<Found>, Status> {
+        Ok(self.store.lock().unwrap().shelf.look(keys, enough))
+    }
+
+    async fn survey(
+        &self,
+        tenant: &TenantId,
+        after: Option<&SecretPath>,
+        max: usize,
+    ) -> Result<Vec<Surveyed>, Status> {
+        Ok(self.store.lock().unwrap().shelf.survey(tenant, after, max))
     }
 
     async fn lease_refused(&self, _: &NodeIdentity, key: &LeaseKey, lease_id: &str) {
@@ -166,13 +212,15 @@ struct Recorder {
 }
 
 impl Sink for Recorder {
-    fn apply(&self, changes: Vec<Change>, revision: u64) {
+    fn apply(&self, changes: Vec<Change>, _: &str, revision: u64) {
         self.held.send_modify(|held| held.apply(changes, revision));
     }
 
     fn connected(&self) {
         self.connected.send_modify(|(times, now)| (*times, *now) = (*times + 1, true));
     }
+
+    fn expelled(&self) {}
 
     fn disconnected(&self) {
         self.connected.send_modify(|(_, now)| *now = false);
@@ -211,6 +259,10 @@ impl Wire {
 }
 
 fn start_node(plane: &Arc<ControlPlane>, name: &str, tenants: Tenants) -> Node {
+    start_node_with(plane, name, tenants, Subscriber::new())
+}
+
+fn start_node_with(plane: &Arc<ControlPlane>, name: &str, tenants: Tenants, subscriber: Subscriber) -> Node {
     let (accept, incoming) = mpsc::unbounded_channel();
     let identity = NodeIdentity { name: NodeName::parse(name).unwrap(), tenants };
     let service = DiscoveryServiceServer::new(AsSeenBy(plane.clone(), identity));
@@ -228,7 +280,7 @@ fn start_node(plane: &Arc<ControlPlane>, name: &str, tenants: Tenants) -> Node {
             let channel = dial.clone().channel();
             async { channel.await.map(DiscoveryServiceClient::new) }
         };
-        follow(connect, "0.1.0", sink, taken, stop).await;
+        follow(connect, subscriber, "0.1.0", Arc::new(Stopped), sink, taken, stop).await;
     });
     Node { held, connected, demands, wire, shutdown }
 }
@@ -436,4 +488,137 @@ async fn a_node_that_is_gone_is_not_waited_for() {
     }
     plane.set_view(view(1, 2));
     assert_eq!(plane.board.acknowledged(&tenant(1), 2, Duration::from_secs(5)).await, []);
+}
+
+fn text_of(held: &Held, key: &SecretKey) -> Option<Vec<u8>> {
+    let (_, replica) = held.secrets.get(key)?.as_ref().ok()?;
+    replica.value.as_ref().map(|value| value.expose().to_vec())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_reaches_who_subscribed_and_costs_no_diff() {
+    let plane = ControlPlane::start();
+    plane.set_view(view(1, 1));
+    let (key, other) = (secret(1, 1), secret(1, 2));
+    let nodes = ["node-a", "node-b"].map(|name| start_node(&plane, name, Tenants::All));
+    nodes[0].demand(Demand::Secret(key.clone())).await;
+    nodes[1].demand(Demand::Secret(other.clone())).await;
+    nodes[0].until(|held| held.secrets.len() == 1 && held.views.len() == 1).await;
+    nodes[1].until(|held| held.secrets.len() == 1 && held.views.len() == 1).await;
+    let diffs = plane.diffs.load(Ordering::Relaxed);
+    let before = tokio::time::Instant::now();
+    for text in ["one", "two", "three"] {
+        plane.write(|shelf| shelf.put(&key, text.as_bytes()));
+        let revision = plane.store.lock().unwrap().shelf.revision;
+        nodes[0].until(|held| held.revision == revision && text_of(held, &key) == Some(text.into())).await;
+    }
+    assert!(before.elapsed() < Duration::from_millis(100));
+    assert_eq!(plane.diffs.load(Ordering::Relaxed), diffs);
+    assert!(nodes[1].held.borrow().secrets[&other].is_err());
+    assert!(nodes[1].held.borrow().revision < plane.store.lock().unwrap().shelf.revision);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prefetched_backend_of_many_secrets_arrives_and_the_board_says_so() {
+    let plane = ControlPlane::start();
+    plane.write(|shelf| {
+        shelf.prefetched.insert(tenant(1));
+        (0..250).for_each(|number| shelf.put(&secret(1, number), &[number; 20_000]));
+    });
+    plane.set_view(prefetched_view(1, 1));
+    let node = start_node(&plane, "node-a", Tenants::All);
+    let before = tokio::time::Instant::now();
+    node.until(|held| held.complete == [owning(1)]).await;
+    assert_eq!(before.elapsed(), Duration::ZERO);
+    assert_eq!(node.held.borrow().secrets.len(), 250);
+    let mut changes = plane.board.changes();
+    let complete = |progress: &scaivault_discovery::Progress| {
+        progress.secrets == 250 && progress.prefetch.get(&owning(1)) == Some(&PrefetchProgress::Complete)
+    };
+    while !complete(&plane.board.snapshot(&name("node-a")).unwrap().progress) {
+        changes.changed().await.unwrap();
+    }
+    plane.write(|shelf| shelf.delete(&secret(1, 7)));
+    node.until(|held| held.secrets[&secret(1, 7)].is_err()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_feed_costs_a_comparison_and_nothing_else() {
+    let plane = ControlPlane::start();
+    plane.set_view(view(1, 1));
+    let node = start_node(&plane, "node-a", Tenants::All);
+    node.demand(Demand::Secret(secret(1, 1))).await;
+    node.demand(Demand::Secret(secret(1, 2))).await;
+    node.until(|held| held.secrets.len() == 2).await;
+    plane.write(|shelf| {
+        shelf.put(&secret(1, 1), b"one");
+        shelf.expire_feed();
+        shelf.put(&secret(1, 2), b"two");
+    });
+    node.until(|held| text_of(held, &secret(1, 1)).is_some() && text_of(held, &secret(1, 2)).is_some()).await;
+    assert_eq!(*node.connected.borrow(), (1, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_connection_costs_no_copy_that_is_held() {
+    let plane = ControlPlane::start();
+    plane.set_view(view(1, 1));
+    plane.write(|shelf| (1..3).for_each(|number| shelf.put(&secret(1, number), b"one")));
+    let node = start_node(&plane, "node-a", Tenants::All);
+    node.demand(Demand::Secret(secret(1, 1))).await;
+    node.demand(Demand::Secret(secret(1, 2))).await;
+    node.until(|held| held.secrets.len() == 2).await;
+    let copy_of = |number| node.held.borrow().secrets[&secret(1, number)].clone().unwrap().1;
+    let kept = copy_of(2);
+    node.wire.cut();
+    until(&node.connected, |(_, now)| !now).await;
+    plane.write(|shelf| shelf.put(&secret(1, 1), b"two"));
+    node.until(|held| text_of(held, &secret(1, 1)) == Some("two".into())).await;
+    assert!(Arc::ptr_eq(&kept, &copy_of(2)), "not sent again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_has_no_copies_of_tenants_it_does_not_serve() {
+    let plane = ControlPlane::start();
+    plane.set_view(view(1, 1));
+    plane.set_view(view(2, 1));
+    plane.write(|shelf| (1..3).for_each(|owner| shelf.put(&secret(owner, 1), b"one")));
+    let node = start_node(&plane, "node-a", Tenants::Only(BTreeSet::from([tenant(1)])));
+    node.demand(Demand::Secret(secret(1, 1))).await;
+    node.demand(Demand::Secret(secret(2, 1))).await;
+    node.until(|held| held.secrets.len() == 2).await;
+    assert!(node.held.borrow().secrets[&secret(1, 1)].is_ok());
+    assert!(matches!(node.held.borrow().secrets[&secret(2, 1)], Err(Absence::NotFound)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_nobody_was_told_of_is_found_by_the_net() {
+    let plane = ControlPlane::start();
+    plane.set_view(view(1, 1));
+    let node = start_node(&plane, "node-a", Tenants::All);
+    node.demand(Demand::Secret(secret(1, 1))).await;
+    node.until(|held| held.secrets.len() == 1).await;
+    plane.write(|shelf| shelf.put_in_silence(&secret(1, 1), b"one", State::Active));
+    let mut held = node.held.subscribe();
+    let found = held.wait_for(|held| text_of(held, &secret(1, 1)).is_some());
+    tokio::time::timeout(Duration::from_secs(25 * 60), found).await.expect("it happens").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_comes_back_with_its_cache_is_sent_what_differs() {
+    let plane = ControlPlane::start();
+    plane.set_view(view(1, 1));
+    plane.write(|shelf| (1..3).for_each(|number| shelf.put(&secret(1, number), b"one")));
+    let stamp = plane.store.lock().unwrap().shelf.secrets[&secret(1, 1)].0;
+    let secrets = vec![
+        (secret(1, 1).hash(), stamp),
+        (secret(1, 2).hash(), Stamp { revision: 1, tag: 0 }),
+        (secret(1, 3).hash(), Stamp { revision: 1, tag: 0 }),
+    ];
+    let restored = Restored { epoch: "e1".into(), secrets, ..Restored::default() };
+    let node = start_node_with(&plane, "node-a", Tenants::All, Subscriber::restore(restored));
+    node.until(|held| held.revision == 3).await;
+    assert_eq!(node.held.borrow().secrets.keys().collect::<Vec<_>>(), [&secret(1, 2)]);
+    let status = plane.board.snapshot(&name("node-a")).unwrap();
+    assert_eq!(status.progress.secrets, 2, "of three that it held one is gone");
 }

@@ -3,16 +3,25 @@ use std::time::Duration;
 use proptest::prelude::*;
 use prost::Message as _;
 use scaivault_discovery::wire::{
-    grant_from_wire, grant_to_wire, lease_from_wire, lease_to_wire, refusal_from_wire, refusal_to_wire,
-    view_chunks, view_from_chunks,
+    absence_from_wire, absence_to_wire, copy_from_wire, copy_to_wire, freshness_from_wire, freshness_to_wire,
+    grant_from_wire, grant_to_wire, held_from_wire, held_to_wire, lease_from_wire, lease_to_wire,
+    refusal_from_wire, refusal_to_wire, view_chunks, view_from_chunks,
 };
-use scaivault_discovery::{LeaseRefusal, MAX_MESSAGE_BYTES};
+use scaivault_discovery::{LeaseRefusal, MAX_MESSAGE_BYTES, SecretCopy};
 use scaivault_domain::error::Reason;
 use scaivault_domain::lease::Material;
+use scaivault_domain::mapping::{Overrides, PathMapping};
+use scaivault_domain::path::SecretPath;
+use scaivault_domain::replica::{Absence, Freshness, Stamp};
+use scaivault_domain::secret::State;
+use scaivault_domain::sync::{ConflictPolicy, Mode, SkipReason, WritePolicy};
 use scaivault_domain::view::TenantView;
 use secrecy::ExposeSecret as _;
 
-use crate::fixtures::{backend, caller, hash, key, large_view, lease, overlapping_view, tenant, view};
+use crate::fixtures::{
+    NOW, backend, caller, hash, key, large_view, lease, overlapping_view, prefetched_view, tenant, view,
+};
+use crate::shelf::{owning, replica, secret};
 
 #[test]
 fn everything_arrives_as_it_was_sent() {
@@ -31,6 +40,66 @@ fn everything_arrives_as_it_was_sent() {
             LeaseRefusal { reason, message: "no".into(), retry_after: Some(Duration::from_secs(3)) };
         assert_eq!(refusal_from_wire(refusal_to_wire(&key(3), &refusal)), Ok((key(3), refusal)));
     }
+}
+
+#[test]
+fn sync_settings_and_what_rules_say_differently_arrive() {
+    let mut view = (*prefetched_view(1, 3)).clone();
+    view.backends[0].sync.max_staleness = Some(Duration::from_secs(90));
+    view.backends[0].sync.history_depth = 3;
+    let overrides = Overrides { sync_interval: Some(Duration::from_millis(1500)), ..Overrides::default() };
+    let proxied = Overrides { mode: Some(Mode::Proxy), ..Overrides::default() };
+    let policies = Overrides {
+        write_policy: Some(WritePolicy::Disabled),
+        conflict_policy: Some(ConflictPolicy::BackendWins),
+        ..Overrides::default()
+    };
+    view.backends[0].mapping = PathMapping::parse_rules([
+        ("external/a/x/**", "kv/x/**", overrides),
+        ("external/a/y/**", "kv/y/**", proxied),
+        ("external/a/**", "kv/**", policies),
+    ])
+    .unwrap();
+    assert_eq!(view_from_chunks(view_chunks(&view)), Ok(view));
+}
+
+#[test]
+fn copies_arrive_as_they_were_sent() {
+    for state in [State::Active, State::Deleted] {
+        let stamp = Stamp { revision: 7, tag: u64::MAX };
+        let sent =
+            SecretCopy { key: secret(1, 1), stamp, replica: replica(b"\xff\0", state), prefetched: true };
+        let arrived = copy_from_wire(copy_to_wire(&sent, NOW), NOW).unwrap();
+        assert_eq!((&arrived.key, arrived.stamp, arrived.prefetched), (&sent.key, stamp, true));
+        assert_eq!(format!("{:?}", arrived.replica), format!("{:?}", sent.replica));
+        let value = |copy: &SecretCopy| copy.replica.value.as_ref().map(|value| value.expose().to_vec());
+        assert_eq!(value(&arrived), value(&sent));
+    }
+    for absence in [Absence::NotFound, Absence::Proxy, Absence::NotSynced(SkipReason::TooLarge)] {
+        let sent = absence_to_wire(&secret(1, 1), absence);
+        assert_eq!(absence_from_wire(&sent), Ok((secret(1, 1), absence)));
+    }
+    let mut held = Vec::new();
+    let stamps =
+        [1, 2].map(|number| (secret(1, number).hash(), Stamp { revision: 3, tag: u64::from(number) }));
+    stamps.iter().for_each(|(hash, stamp)| held_to_wire(&mut held, *hash, *stamp));
+    assert!(held_from_wire(&held).unwrap().eq(stamps));
+    assert!(held_from_wire(&held[1..]).is_err());
+}
+
+#[test]
+fn a_freshness_too_large_to_send_makes_no_copy_younger() {
+    let freshness = Freshness {
+        backend: owning(1).backend,
+        rules: vec![("external/a/**".into(), NOW)],
+        exceptions: (0..100_000)
+            .map(|number| (SecretPath::check(&format!("external/a/{number}")).unwrap(), NOW))
+            .collect(),
+    };
+    let sent = freshness_to_wire(&tenant(1), &freshness, NOW);
+    assert!(sent.encoded_len() < MAX_MESSAGE_BYTES);
+    let (_, arrived) = freshness_from_wire(sent, NOW).unwrap();
+    assert_eq!(arrived, Freshness { rules: Vec::new(), exceptions: Default::default(), ..freshness });
 }
 
 #[test]

@@ -26,13 +26,14 @@ pub fn code(reason: Reason) -> Code {
         Reason::TooLarge => Code::OutOfRange,
         Reason::Unauthenticated => Code::Unauthenticated,
         Reason::PermissionDenied => Code::PermissionDenied,
-        Reason::NotFound | Reason::NotActive | Reason::Unrepresentable => Code::NotFound,
+        Reason::NotFound | Reason::NotSynced | Reason::NotActive | Reason::Unrepresentable => Code::NotFound,
         Reason::AlreadyExists => Code::AlreadyExists,
         Reason::MappingOverlap
         | Reason::LocalSecretsCovered
         | Reason::FederatedReadOnly
         | Reason::WrongMode
         | Reason::InUse
+        | Reason::LocalAhead
         | Reason::BackendForbidden
         | Reason::BackendLoginFailed => Code::FailedPrecondition,
         Reason::PreconditionFailed => Code::Aborted,
@@ -41,6 +42,7 @@ pub fn code(reason: Reason) -> Code {
         Reason::BackendUnreachable
         | Reason::BackendThrottled
         | Reason::NoLease
+        | Reason::TooStale
         | Reason::AuditUnavailable
         | Reason::ControlPlaneUnavailable
         | Reason::OfflineTooLong

@@ -24,13 +24,16 @@ pub fn status(reason: Reason) -> StatusCode {
         Reason::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Reason::Unauthenticated => StatusCode::UNAUTHORIZED,
         Reason::PermissionDenied => StatusCode::FORBIDDEN,
-        Reason::NotFound | Reason::NotActive | Reason::Unrepresentable => StatusCode::NOT_FOUND,
+        Reason::NotFound | Reason::NotSynced | Reason::NotActive | Reason::Unrepresentable => {
+            StatusCode::NOT_FOUND
+        }
         Reason::AlreadyExists
         | Reason::MappingOverlap
         | Reason::LocalSecretsCovered
         | Reason::FederatedReadOnly
         | Reason::WrongMode
-        | Reason::InUse => StatusCode::CONFLICT,
+        | Reason::InUse
+        | Reason::LocalAhead => StatusCode::CONFLICT,
         Reason::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
         Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Reason::BackendForbidden
@@ -39,6 +42,7 @@ pub fn status(reason: Reason) -> StatusCode {
         | Reason::BackendInvalidAnswer => StatusCode::BAD_GATEWAY,
         Reason::BackendThrottled
         | Reason::NoLease
+        | Reason::TooStale
         | Reason::AuditUnavailable
         | Reason::ControlPlaneUnavailable
         | Reason::OfflineTooLong

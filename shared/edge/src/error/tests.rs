@@ -67,3 +67,14 @@ fn a_foreign_status_tells_its_text_only_if_the_caller_is_at_fault() {
     let status = Status::with_error_details(Code::Internal, "x", elsewhere);
     assert_eq!(grpc::error(&status).reason, Reason::Internal);
 }
+
+#[test]
+fn the_refusals_of_sync_have_their_codes() {
+    for (reason, code, status) in [
+        (Reason::NotSynced, Code::NotFound, 404),
+        (Reason::LocalAhead, Code::FailedPrecondition, 409),
+        (Reason::TooStale, Code::Unavailable, 503),
+    ] {
+        assert_eq!((grpc::code(reason), problem::status(reason).as_u16()), (code, status), "{reason:?}");
+    }
+}

@@ -182,6 +182,7 @@ fn in_json(expected: &str) -> String {
         "a map" | "struct" => "an object".to_owned(),
         "a sequence" => "an array".to_owned(),
         "u8" | "u16" | "u32" | "u64" | "i32" | "i64" => "a whole number".to_owned(),
+        "a nonzero u32" => "a whole number from 1 on".to_owned(),
         "a borrowed string" => "a string".to_owned(),
         other => other.to_owned(),
     }

@@ -1,6 +1,7 @@
 //! What a handler needs of a request besides its body, and the request to the service that comes of it.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Path};
 use http::header::{AUTHORIZATION, IF_MATCH, IF_NONE_MATCH};
@@ -12,6 +13,7 @@ use tonic::metadata::MetadataMap;
 use crate::auth::TENANT;
 use crate::context::{REQUEST_ID, RequestContext};
 use crate::error::Refusal;
+use crate::rest::freshness;
 use crate::rest::query::Query;
 use crate::serve::PeerCertificates;
 
@@ -33,6 +35,8 @@ pub(super) struct Call {
     peer: Option<PeerCertificates>,
     pub(super) if_match: Option<HeaderValue>,
     pub(super) if_none_match: Option<HeaderValue>,
+    /// The greatest age of an answer that the caller accepts.
+    pub(super) max_age: Option<Duration>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Call {
@@ -52,6 +56,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Call {
             peer: parts.extensions.get().cloned(),
             if_match: parts.headers.get(IF_MATCH).cloned(),
             if_none_match: parts.headers.get(IF_NONE_MATCH).cloned(),
+            max_age: freshness::max_age(&parts.headers),
         })
     }
 }
@@ -87,9 +92,25 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let Path(name) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| {
-            Error::new(Reason::NotFound, "nothing has this name: the route's last part is not UTF-8")
-        })?;
+        let Path(name) =
+            Path::<String>::from_request_parts(parts, state).await.map_err(|_| no_such_name())?;
         Ok(Name(name))
     }
+}
+
+/// The two names in a path such as `/v1/federation/backends/{id}/syncs/{run}`.
+pub(super) struct Names(pub(super) String, pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Names {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let names = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let Path((outer, inner)) = names.map_err(|_| no_such_name())?;
+        Ok(Names(outer, inner))
+    }
+}
+
+fn no_such_name() -> Error {
+    Error::new(Reason::NotFound, "nothing has this name: a part of the route is not UTF-8")
 }

@@ -1,6 +1,7 @@
 //! `/v1/federation`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use http::{HeaderValue, StatusCode};
@@ -14,24 +15,34 @@ use utoipa_axum::routes;
 use super::Answer;
 use super::answer::{Json, required};
 use super::body::Body;
-use super::call::{Call, Name};
+use super::call::{Call, Name, Names};
 use super::dto::Nothing;
 use super::dto::backend::{
-    self, Adopt, Backend, BackendDeleted, BackendList, BackendPatch, Configuration, Configured,
+    self, Backend, BackendDeleted, BackendList, BackendPatch, Configuration, Consent, Patchable,
 };
 use super::dto::mapping::Members;
-use super::dto::status::{BackendStatus, EventList, SyncStarted};
+use super::dto::status::{BackendStatus, EventList};
+use super::dto::sync::{StartSync, SyncReport, SyncRun, SyncRunList};
 use super::merge::merged;
 use super::precondition::{if_match, quoted};
-use super::query::PAGE;
+use super::query::{Flag, PAGE};
+use crate::wire;
 
 type Service = State<Arc<dyn FederationService>>;
 
 const BACKENDS: &str = "/v1/federation/backends";
 
-/// The routes of federation.
+/// The longest time that a caller may wait for the end of a sync.
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// The routes of federation, but for those that wait.
 pub(crate) fn routes(service: Arc<dyn FederationService>) -> OpenApiRouter {
     unserved().with_state(service)
+}
+
+/// The routes that may wait for [`MAX_WAIT`] before they answer.
+pub(crate) fn waiting_routes(service: Arc<dyn FederationService>) -> OpenApiRouter {
+    waiting_unserved().with_state(service)
 }
 
 /// What the routes say of themselves, for a plane that hands them on.
@@ -39,12 +50,23 @@ pub(crate) fn api() -> utoipa::openapi::OpenApi {
     unserved().into_openapi()
 }
 
+/// The same of the routes that wait.
+pub(crate) fn waiting_api() -> utoipa::openapi::OpenApi {
+    waiting_unserved().into_openapi()
+}
+
+fn waiting_unserved() -> OpenApiRouter<Arc<dyn FederationService>> {
+    OpenApiRouter::new().routes(routes!(sync))
+}
+
 fn unserved() -> OpenApiRouter<Arc<dyn FederationService>> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(read, change, delete))
         .routes(routes!(status))
-        .routes(routes!(sync))
+        .routes(routes!(list_syncs))
+        .routes(routes!(read_sync))
+        .routes(routes!(cancel_sync))
         .routes(routes!(events))
 }
 
@@ -73,7 +95,10 @@ async fn list(State(service): Service, call: Call) -> Answer {
 )]
 async fn create(State(service): Service, call: Call, body: Body) -> Answer {
     call.query(&[])?;
-    let (backend, Adopt(adopt)) = backend::parse(body.bytes())?;
+    let (backend, Consent { adopt, force }) = backend::parse(body.bytes())?;
+    if force {
+        return Err(Error::invalid("/force", "is for changes: a new backend has no copies").into());
+    }
     let request = proto::CreateBackendRequest { backend: Some(backend), adopt };
     let (metadata, answer, _) = service.create_backend(call.request(request)).await?.into_parts();
     let backend = required(answer.backend)?;
@@ -94,23 +119,27 @@ async fn read(State(service): Service, Name(id): Name, call: Call) -> Answer {
 }
 
 /// Changes a configuration by a JSON merge patch.
+///
+/// Without `path_mapping` the rules stay as they are, with what they override.
 #[utoipa::path(
     patch, path = "/v1/federation/backends/{id}", tag = "federation", operation_id = "change_backend",
     params(
         ("id" = String, Path, description = "The backend's id"),
+        ("force" = Option<bool>, Query, description = "`true`: accept that copies which were changed here are \
+            erased when their paths are proxied again"),
         ("If-Match" = Option<String>, Header, description = "Only if this is the current ETag"),
     ),
     request_body(content = BackendPatch, content_type = "application/merge-patch+json"),
     responses((status = 200, body = Backend, headers(("ETag" = String)))),
 )]
 async fn change(State(service): Service, Name(id): Name, call: Call, body: Body) -> Answer {
-    call.query(&[])?;
+    let force = call.query(&["force"])?.flag("force")?;
     let patch = to_raw_value(&body.parse::<Members>()?).expect("members are raw JSON under string keys");
     let expected = call.if_match.as_ref().map(if_match).transpose()?.flatten();
-    match patched(&*service, call.clone(), &id, &patch, expected).await {
+    match patched(&*service, call.clone(), &id, &patch, expected, force).await {
         // Somebody else changed it between our read and our write. Whoever named no ETag does not mind: once more.
         Err(refusal) if refusal.reason() == Reason::PreconditionFailed && expected.is_none() => {
-            patched(&*service, call, &id, &patch, None).await
+            patched(&*service, call, &id, &patch, None, force).await
         }
         outcome => outcome,
     }
@@ -123,6 +152,7 @@ async fn patched(
     id: &str,
     patch: &RawValue,
     expected: Option<&str>,
+    force: Flag,
 ) -> Answer {
     let request = call.clone().request(proto::GetBackendRequest { id: id.to_owned() });
     let before = required(service.get_backend(request).await?.into_inner().backend)?;
@@ -132,10 +162,14 @@ async fn patched(
             .into());
     }
     let etag = before.etag.clone();
-    let before = to_raw_value(&Configured::from_wire(before)?).expect("DTOs have string keys");
-    let (after, Adopt(adopt)) = backend::parse(merged(&before, patch).get().as_bytes())?;
-    let backend = proto::Backend { id: id.to_owned(), etag, ..after };
-    let request = proto::UpdateBackendRequest { backend: Some(backend), update_mask: None, adopt };
+    let before = to_raw_value(&Patchable::from_wire(before)?).expect("DTOs have string keys");
+    let (after, consent) = backend::parse(merged(&before, patch).get().as_bytes())?;
+    let request = proto::UpdateBackendRequest {
+        backend: Some(proto::Backend { id: id.to_owned(), etag, ..after }),
+        update_mask: None,
+        adopt: consent.adopt,
+        force: consent.force || force == Flag::On,
+    };
     let (metadata, answer, _) = service.update_backend(call.request(request)).await?.into_parts();
     shown(StatusCode::OK, required(answer.backend)?)?.revision(&metadata).done()
 }
@@ -145,14 +179,20 @@ async fn patched(
     delete, path = "/v1/federation/backends/{id}", tag = "federation", operation_id = "delete_backend",
     params(
         ("id" = String, Path, description = "The backend's id"),
+        ("data" = Option<String>, Query, pattern = "^(detach|purge)$", description = "What becomes of its copies: \
+            `detach`, which is also what holds if it is left out, makes them ordinary local secrets; `purge` erases them"),
         ("If-Match" = Option<String>, Header, description = "Only if this is the current ETag"),
     ),
     responses((status = 200, body = BackendDeleted)),
 )]
 async fn delete(State(service): Service, Name(id): Name, call: Call) -> Answer {
-    call.query(&[])?;
+    let copies = match call.query(&["data"])?.text("data").as_deref() {
+        None | Some("detach") => proto::CopiesPolicy::Detach,
+        Some("purge") => proto::CopiesPolicy::Purge,
+        Some(_) => return Err(Error::invalid("/data", "is `detach` or `purge`").into()),
+    };
     let etag = call.if_match.as_ref().map(if_match).transpose()?.flatten().unwrap_or_default().to_owned();
-    let request = proto::DeleteBackendRequest { id, etag };
+    let request = proto::DeleteBackendRequest { id, etag, copies: copies.into() };
     let (metadata, answer, _) = service.delete_backend(call.request(request)).await?.into_parts();
     let deleted = BackendDeleted { pending_nodes: answer.pending_nodes };
     Json::new(StatusCode::OK, &deleted).revision(&metadata).done()
@@ -171,19 +211,87 @@ async fn status(State(service): Service, Name(id): Name, call: Call) -> Answer {
     Json::new(StatusCode::OK, &BackendStatus::from_wire(answer)).done()
 }
 
-/// Triggers a sync. Backends in mode `proxy` answer `wrong_mode`.
+/// Starts a sync, or gives the one that is under way.
+///
+/// Backends that sync nothing answer `wrong_mode`.
 #[utoipa::path(
     post, path = "/v1/federation/backends/{id}/sync", tag = "federation", operation_id = "sync_backend",
-    params(("id" = String, Path, description = "The backend's id")),
-    request_body = Option<Nothing>,
-    responses((status = 202, body = SyncStarted)),
+    params(
+        ("id" = String, Path, description = "The backend's id"),
+        ("wait" = Option<String>, Query, pattern = "^([0-9]+(m|s|ms))+$",
+            description = "How long to wait for the end of the run, at most `60s`; not at all if left out"),
+    ),
+    request_body = Option<StartSync>,
+    responses(
+        (status = 200, body = SyncRun, description = "The run has ended"),
+        (status = 202, body = SyncRun, description = "The run is under way", headers(("Location" = String))),
+    ),
 )]
 async fn sync(State(service): Service, Name(id): Name, call: Call, body: Body) -> Answer {
+    let wait = call.query(&["wait"])?.duration("wait", MAX_WAIT)?;
+    let allow_deletes = body.parse_or_empty::<StartSync>()?.allow_deletes()?;
+    let runs = format!("{BACKENDS}/{id}/syncs");
+    let request = proto::SyncBackendRequest { id, wait: wait.map(wire::duration), allow_deletes };
+    let answer = service.sync_backend(call.request(request)).await?.into_inner();
+    let run = SyncRun::from(required(answer.run)?);
+    if run.ended() {
+        return Json::new(StatusCode::OK, &run).done();
+    }
+    Json::new(StatusCode::ACCEPTED, &run).location(&runs, run.id()).done()
+}
+
+/// Lists the runs of a backend, newest first.
+#[utoipa::path(
+    get, path = "/v1/federation/backends/{id}/syncs", tag = "federation", operation_id = "list_syncs",
+    params(
+        ("id" = String, Path, description = "The backend's id"),
+        ("page_size" = Option<i32>, Query, minimum = 1, description = "At most this many, 100 unless given"),
+        ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before"),
+    ),
+    responses((status = 200, body = SyncRunList)),
+)]
+async fn list_syncs(State(service): Service, Name(id): Name, call: Call) -> Answer {
+    let page = call.query(PAGE)?.page()?;
+    let request = proto::ListSyncsRequest { id, page_size: page.size, page_token: page.token };
+    let answer = service.list_syncs(call.request(request)).await?.into_inner();
+    Json::new(StatusCode::OK, &SyncRunList::from(answer)).done()
+}
+
+/// Reads the report of a run: what it did, what it left out and why.
+#[utoipa::path(
+    get, path = "/v1/federation/backends/{id}/syncs/{run}", tag = "federation", operation_id = "read_sync",
+    params(
+        ("id" = String, Path, description = "The backend's id"),
+        ("run" = String, Path, description = "The run's id"),
+        ("page_size" = Option<i32>, Query, minimum = 1,
+            description = "At most this many of `skipped` and `failed`, 100 unless given"),
+        ("page_token" = Option<String>, Query, description = "`next_page_token` of the page before"),
+    ),
+    responses((status = 200, body = SyncReport)),
+)]
+async fn read_sync(State(service): Service, Names(id, run_id): Names, call: Call) -> Answer {
+    let page = call.query(PAGE)?.page()?;
+    let request = proto::GetSyncRequest { id, run_id, page_size: page.size, page_token: page.token };
+    let answer = service.get_sync(call.request(request)).await?.into_inner();
+    Json::new(StatusCode::OK, &SyncReport::from_wire(answer)?).done()
+}
+
+/// Ends a running sync. What it committed stays.
+#[utoipa::path(
+    post, path = "/v1/federation/backends/{id}/syncs/{run}/cancel", tag = "federation", operation_id = "cancel_sync",
+    params(
+        ("id" = String, Path, description = "The backend's id"),
+        ("run" = String, Path, description = "The run's id"),
+    ),
+    request_body = Option<Nothing>,
+    responses((status = 200, body = SyncRun)),
+)]
+async fn cancel_sync(State(service): Service, Names(id, run_id): Names, call: Call, body: Body) -> Answer {
     call.query(&[])?;
     let Nothing {} = body.parse_or_empty()?;
-    let request = call.request(proto::SyncBackendRequest { id });
-    let answer = service.sync_backend(request).await?.into_inner();
-    Json::new(StatusCode::ACCEPTED, &SyncStarted { run_id: answer.run_id }).done()
+    let request = proto::CancelSyncRequest { id, run_id };
+    let answer = service.cancel_sync(call.request(request)).await?.into_inner();
+    Json::new(StatusCode::OK, &SyncRun::from(required(answer.run)?)).done()
 }
 
 /// Reads the outbox of events, oldest first.

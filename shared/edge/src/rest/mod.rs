@@ -7,6 +7,7 @@ mod call;
 mod dto;
 pub(crate) mod federation;
 mod field;
+mod freshness;
 mod merge;
 mod precondition;
 mod query;

@@ -1,9 +1,10 @@
 //! Query parameters: known ones, once each.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use scaivault_domain::Error;
-use scaivault_domain::time::Timestamp;
+use scaivault_domain::time::{Timestamp, format_duration, parse_duration};
 use url::form_urlencoded;
 
 /// The parameters of a request that were not taken yet.
@@ -62,6 +63,16 @@ impl<'a> Query<'a> {
             seconds: time.as_millis().div_euclid(1000),
             nanos: i32::try_from(time.as_millis().rem_euclid(1000)).expect("below 1000") * 1_000_000,
         }))
+    }
+
+    /// Takes a parameter that is a duration of at most `most`.
+    pub(super) fn duration(&mut self, name: &str, most: Duration) -> Result<Option<Duration>, Error> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let duration = parse_duration(&text).map_err(str::to_owned);
+        let fits = |duration: &Duration| *duration <= most;
+        let too_long = || format!("is at most {}", format_duration(most));
+        let duration = duration.and_then(|duration| Some(duration).filter(fits).ok_or_else(too_long));
+        duration.map(Some).map_err(|detail| Error::invalid(format!("/{name}"), detail))
     }
 
     /// Takes `page_size` and `page_token`.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use http::StatusCode;
-use http::header::{AGE, HeaderValue};
+use http::header::AGE;
+use http::{HeaderName, HeaderValue, StatusCode};
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::{Error, Reason};
 use scaivault_proto::secrets::v1 as proto;
@@ -17,14 +17,18 @@ use super::answer::{Json, required};
 use super::body::Body;
 use super::call::Call;
 use super::dto::secret::{
-    Batch, BatchResults, PutSecret, Secret, SecretList, SecretRead, SecretVersions, Written, etag,
+    Batch, BatchResults, PutSecret, Secret, SecretList, SecretRead, SecretVersions, Written, age, etag,
 };
 use super::precondition::{expected_version, is_known};
 use super::query::{Flag, Page};
+use crate::wire;
 
 type Service = State<Arc<dyn SecretsService>>;
 
 const PREFIX: &str = "/v1/secrets/";
+
+/// `true` on an answer whose age is beyond the period of its backend's sync.
+const STALE: HeaderName = HeaderName::from_static("x-scaivault-stale");
 
 /// The routes of secrets.
 pub(crate) fn routes(service: Arc<dyn SecretsService>) -> OpenApiRouter {
@@ -53,20 +57,28 @@ fn path(call: &Call) -> Result<String, Error> {
     params(
         ("path" = String, Path, description = "The path; slashes stand as they are, nothing is percent-encoded"),
         ("version" = Option<u64>, Query, minimum = 1, description = "ScaiVault's version; the current one if left out"),
+        ("min_version" = Option<u64>, Query, minimum = 1, description = "The answer is of this version or a later one"),
         ("field" = Option<String>, Query, description = "One field of a JSON value, e.g. `a.b`"),
         ("versions" = Option<bool>, Query, description = "`true`: the versions, without values"),
         ("list" = Option<bool>, Query, description = "`true`: the children of a folder"),
         ("page_size" = Option<i32>, Query, minimum = 1, description = "With `list`: at most this many, 100 unless given"),
         ("page_token" = Option<String>, Query, description = "With `list`: `next_page_token` of the page before"),
         ("If-None-Match" = Option<String>, Header, description = "ETags that the caller has"),
+        ("Cache-Control" = Option<String>, Header, description = "`max-age=N` or `no-cache`: a copy that is older \
+            is compared with its backend first; other directives say nothing here"),
     ),
     responses(
-        (status = 200, body = SecretRead<'_>, headers(("ETag" = String), ("Age" = u64))),
+        (status = 200, body = SecretRead<'_>, headers(
+            ("ETag" = String),
+            ("Age" = u64, description = "Seconds since the value was verified against its backend"),
+            ("X-ScaiVault-Stale" = Option<bool>, description = "`true` if the age is beyond the period of the sync"),
+        )),
         (status = 304, description = "The caller has this version"),
     ),
 )]
 async fn read(State(service): Service, call: Call) -> Answer {
-    let mut query = call.query(&["version", "field", "versions", "list", "page_size", "page_token"])?;
+    let mut query =
+        call.query(&["version", "min_version", "field", "versions", "list", "page_size", "page_token"])?;
     if query.flag("list")? == Flag::On {
         let page = query.page()?;
         query.end()?;
@@ -79,26 +91,39 @@ async fn read(State(service): Service, call: Call) -> Answer {
         return Json::new(StatusCode::OK, &SecretVersions::from_wire(answer)).done();
     }
     let version = query.number("version")?.unwrap_or_default();
+    let min_version = query.number("min_version")?.unwrap_or_default();
     let field = query.text("field").map(|field| field.into_owned());
     query.end()?;
-    get(&*service, call, version, field).await
+    let max_age = call.max_age.map(wire::duration);
+    let request = proto::GetRequest { path: path(&call)?, version, max_age, min_version };
+    get(&*service, call, request, field).await
 }
 
-async fn get(service: &dyn SecretsService, mut call: Call, version: u64, field: Option<String>) -> Answer {
-    let request = proto::GetRequest { path: path(&call)?, version };
+async fn get(
+    service: &dyn SecretsService,
+    mut call: Call,
+    request: proto::GetRequest,
+    field: Option<String>,
+) -> Answer {
     let if_none_match = call.if_none_match.take();
     let answer = service.get(call.request(request)).await?.into_inner();
-    let wire = required(answer.secret)?;
-    let etag = etag(&wire);
+    let found = required(answer.secret)?;
+    let etag = etag(&found);
     if is_known(if_none_match.as_ref(), etag.as_ref()) {
-        return Json::empty(StatusCode::NOT_MODIFIED).etag(etag).done();
+        return aged(Json::empty(StatusCode::NOT_MODIFIED), &found).etag(etag).done();
     }
-    let secret = Secret::from_wire(&wire)?;
+    let secret = Secret::from_wire(&found)?;
     let json = match &field {
-        None => Json::with_capacity(StatusCode::OK, &secret, wire.value.len() + wire.path.len() + 320),
+        None => Json::with_capacity(StatusCode::OK, &secret, found.value.len() + found.path.len() + 320),
         Some(field) => Json::new(StatusCode::OK, &secret.field(field).ok_or_else(|| no_field(field))?),
     };
-    json.etag(etag).header(AGE, Some(HeaderValue::from(secret.age()))).done()
+    aged(json, &found).etag(etag).done()
+}
+
+/// The answer with what tells its age.
+fn aged(answer: Json, secret: &proto::Secret) -> Json {
+    let stale = secret.stale.then(|| HeaderValue::from_static("true"));
+    answer.header(AGE, Some(HeaderValue::from(age(secret)))).header(STALE, stale)
 }
 
 fn no_field(field: &str) -> Error {

@@ -14,6 +14,7 @@ async fn operations(router: &axum::Router) -> Vec<(String, Method, Value)> {
         let path = path
             .replace("{path}", "a/b")
             .replace("{id}", "i")
+            .replace("{run}", "r")
             .replace("{name}", "n")
             .replace("{accessor}", "a");
         assert!(!path.contains('{'), "{path}");
@@ -112,9 +113,16 @@ async fn every_operation_says_how_it_succeeds_and_how_it_is_refused() {
 async fn bodies_that_are_refused_for_unknown_fields_say_so_in_their_schema() {
     let (_, router) = front();
     let document = get(&router, "/openapi.json").await.json();
-    for name in
-        ["PutSecret", "BackendConfiguration", "VaultConfig", "NewToken", "PolicyRule", "PathRule", "Batch"]
-    {
+    for name in [
+        "PutSecret",
+        "BackendConfiguration",
+        "VaultConfig",
+        "NewToken",
+        "PolicyRule",
+        "PathRule",
+        "Batch",
+        "StartSync",
+    ] {
         let schema = &document["components"]["schemas"][name];
         assert_eq!(schema["additionalProperties"], false, "{name}: {schema}");
     }

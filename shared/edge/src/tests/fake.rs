@@ -29,7 +29,7 @@ pub(super) struct Fake {
     /// The metadata of the last request, and its context.
     pub(super) metadata: Mutex<HeaderMap>,
     pub(super) context: Mutex<Option<RequestContext>>,
-    /// The last administrative request, as Rust prints it.
+    /// The last request, as Rust prints it.
     pub(super) asked: Mutex<String>,
 }
 
@@ -71,6 +71,46 @@ impl Fake {
     }
 }
 
+/// A backend that syncs nothing.
+pub(super) const PROXIED: &str = "fed_pppppppppppppppp";
+/// The run of every other one.
+pub(super) const RUN: &str = "run_0000019b7709c4fa0123456789abcdef";
+
+fn running(backend: &str) -> federation::SyncRun {
+    federation::SyncRun {
+        run_id: RUN.into(),
+        backend_id: backend.into(),
+        trigger: "manual".into(),
+        start_time: Some(TIME),
+        counts: Some(federation::SyncCounts { listed: 20, ..Default::default() }),
+        progress: Some(federation::SyncProgress { phase: "applying".into(), listed: 20, done: 5, total: 19 }),
+        ..Default::default()
+    }
+}
+
+fn ended(backend: &str) -> federation::SyncRun {
+    federation::SyncRun {
+        end_time: Some(TIME),
+        outcome: "partial".into(),
+        counts: Some(federation::SyncCounts {
+            listed: 20,
+            mapped: 19,
+            unchanged: 10,
+            created: 3,
+            updated: 2,
+            skipped: 1,
+            failed: 1,
+            ..Default::default()
+        }),
+        calls: [("read".into(), 5), ("list".into(), 1)].into(),
+        held_back: Some(federation::HeldBack { deletions: 4, known: 12 }),
+        class: "transient".into(),
+        message: "a read failed".into(),
+        progress: None,
+        ..running(backend)
+    }
+}
+
 fn with_revision<T>(message: T) -> Response<T> {
     let mut response = Response::new(message);
     response.metadata_mut().insert("x-scaivault-revision", "41".parse().unwrap());
@@ -83,8 +123,7 @@ impl SecretsService for Fake {
         &self,
         request: Request<secrets::GetRequest>,
     ) -> Result<Response<secrets::GetResponse>, Status> {
-        self.note(&request);
-        let request = request.into_inner();
+        let request = self.ask(request);
         match request.path.as_str() {
             "panic" => panic!("canary-in-a-panic"),
             "slow" => std::future::pending().await,
@@ -248,8 +287,23 @@ impl FederationService for Fake {
         &self,
         request: Request<federation::GetBackendStatusRequest>,
     ) -> Result<Response<federation::GetBackendStatusResponse>, Status> {
+        let id = request.into_inner().id;
+        let sync = federation::SyncStatus {
+            last_sync: Some(TIME),
+            last_sync_duration_ms: 3421,
+            secrets_synced: 127,
+            last_attempt: Some(TIME),
+            last_outcome: "failed".into(),
+            consecutive_failures: 2,
+            oldest_value_age: Some(Duration { seconds: 90, nanos: 1 }),
+            next_sync: None,
+            running: Some(running(&id)),
+            skipped: 1,
+            held_back_run: RUN.into(),
+        };
         Ok(Response::new(federation::GetBackendStatusResponse {
-            id: request.into_inner().id,
+            sync: (id != PROXIED).then_some(sync),
+            id,
             name: "hashicorp-production".into(),
             status: federation::BackendHealth::Healthy.into(),
             connection: Some(federation::Connection {
@@ -266,9 +320,56 @@ impl FederationService for Fake {
 
     async fn sync_backend(
         &self,
-        _: Request<federation::SyncBackendRequest>,
+        request: Request<federation::SyncBackendRequest>,
     ) -> Result<Response<federation::SyncBackendResponse>, Status> {
-        Err(grpc::status(Error::new(Reason::WrongMode, "the backend is in mode `proxy`")))
+        let asked = self.ask(request);
+        if asked.id == PROXIED {
+            return Err(grpc::status(Error::new(Reason::WrongMode, "the backend is in mode `proxy`")));
+        }
+        let wait = asked.wait.unwrap_or_default();
+        if wait.seconds == 60 {
+            std::future::pending::<()>().await;
+        }
+        // It takes ten seconds.
+        let run = if wait.seconds >= 10 { ended(&asked.id) } else { running(&asked.id) };
+        Ok(Response::new(federation::SyncBackendResponse { run_id: run.run_id.clone(), run: Some(run) }))
+    }
+
+    async fn get_sync(
+        &self,
+        request: Request<federation::GetSyncRequest>,
+    ) -> Result<Response<federation::GetSyncResponse>, Status> {
+        let asked = self.ask(request);
+        let left_out = |path: &str, reason: &str| federation::SkippedPath {
+            path: path.into(),
+            remote_name: "kv/a b".into(),
+            reason: reason.into(),
+            detail: String::new(),
+        };
+        Ok(Response::new(federation::GetSyncResponse {
+            run: Some(ended(&asked.id)),
+            skipped: vec![left_out("", "charset")],
+            failed: vec![left_out("external/a", "transient")],
+            next_page_token: "2".into(),
+        }))
+    }
+
+    async fn list_syncs(
+        &self,
+        request: Request<federation::ListSyncsRequest>,
+    ) -> Result<Response<federation::ListSyncsResponse>, Status> {
+        let id = self.ask(request).id;
+        let syncs = vec![running(&id), ended(&id)];
+        Ok(Response::new(federation::ListSyncsResponse { syncs, next_page_token: String::new() }))
+    }
+
+    async fn cancel_sync(
+        &self,
+        request: Request<federation::CancelSyncRequest>,
+    ) -> Result<Response<federation::CancelSyncResponse>, Status> {
+        let asked = self.ask(request);
+        let run = federation::SyncRun { outcome: "cancelled".into(), ..ended(&asked.id) };
+        Ok(Response::new(federation::CancelSyncResponse { run: Some(run) }))
     }
 
     async fn list_events(

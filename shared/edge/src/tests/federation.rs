@@ -1,7 +1,9 @@
 use axum::Router;
 use http::Method;
+use scaivault_proto::federation::v1 as federation;
 use serde_json::{Value, json};
 
+use super::fake::{PROXIED, RUN};
 use super::{Answered, call, front, get, refusal};
 
 const BACKENDS: &str = "/v1/federation/backends";
@@ -145,8 +147,36 @@ async fn a_wrong_field_is_named_by_its_pointer() {
             "is required",
         ),
         (with(|b| _ = b.as_object_mut().unwrap().remove("mode")), "invalid_config", "/mode", "is required"),
-        (with(|b| b["mode"] = json!("sync")), "invalid_config", "/mode", "proxy"),
-        (with(|b| b["sync_interval"] = json!("15m")), "invalid_config", "/sync_interval", "sync"),
+        (with(|b| b["mode"] = json!("both")), "invalid_config", "/mode", "`proxy` or `sync`"),
+        (with(|b| b["sync_interval"] = json!("15")), "invalid_config", "/sync_interval", "duration"),
+        (with(|b| b["sync_interval"] = json!(15)), "invalid_config", "/sync_interval", "not a string"),
+        (with(|b| b["write_policy"] = json!("on")), "invalid_config", "/write_policy", "`write_through`"),
+        (with(|b| b["conflict_policy"] = json!("")), "invalid_config", "/conflict_policy", "`manual`"),
+        (with(|b| b["prefetch"] = json!("yes")), "invalid_config", "/prefetch", "not a boolean"),
+        (with(|b| b["max_staleness"] = json!("-1s")), "invalid_config", "/max_staleness", "duration"),
+        (with(|b| b["history_depth"] = json!(0)), "invalid_config", "/history_depth", "from 1 on"),
+        (with(|b| b["force"] = json!(true)), "invalid_request", "/force", "changes"),
+        (
+            with(|b| {
+                b["path_mapping"] = json!([{"pattern": "x", "template": "x"},
+                {"pattern": "a", "template": "b", "mode": "both"}])
+            }),
+            "invalid_config",
+            "/path_mapping/1/mode",
+            "`proxy` or `sync`",
+        ),
+        (
+            with(|b| b["path_mapping"] = json!([{"pattern": "a", "template": "b", "sync_interval": "1"}])),
+            "invalid_config",
+            "/path_mapping/0/sync_interval",
+            "duration",
+        ),
+        (
+            with(|b| b["path_mapping"] = json!([{"pattern": "a", "template": "b", "separator": "-"}])),
+            "invalid_mapping",
+            "/path_mapping/0/separator",
+            "no field",
+        ),
         (with(|b| b["type"] = json!("etcd")), "invalid_config", "/type", "hashicorp-vault"),
         (with(|b| b["path_mapping"] = json!("x")), "invalid_mapping", "/path_mapping", "an object"),
         (with(|b| b["path_mapping"] = json!({"a": 1})), "invalid_mapping", "/path_mapping/a", "not a string"),
@@ -205,10 +235,106 @@ async fn a_wrong_patch_is_named_by_its_pointer() {
         (r#"{"config":{"endpoint":null}}"#, "invalid_config", "/config/endpoint"),
         (r#"{"path_mapping":{"a":"x","a":"y"}}"#, "invalid_mapping", "/path_mapping"),
         (r#"{"name":"a","name":"b"}"#, "invalid_request", ""),
-        (r#"{"mode":"sync"}"#, "invalid_config", "/mode"),
+        (r#"{"mode":"both"}"#, "invalid_config", "/mode"),
+        (r#"{"mode":null}"#, "invalid_config", "/mode"),
+        (r#"{"history_depth":0}"#, "invalid_config", "/history_depth"),
+        (r#"{"rules":[]}"#, "invalid_request", "/rules"),
     ] {
         assert_eq!(patch(&router, &[], change).await.refusal(), refusal(400, code, pointer), "{change}");
     }
+}
+
+/// A backend that is synced but for one subtree.
+fn synced() -> String {
+    with(|b| {
+        b["mode"] = json!("sync");
+        b["sync_interval"] = json!("1h30m");
+        b["prefetch"] = json!(true);
+        b["max_staleness"] = json!("1m");
+        b["history_depth"] = json!(3);
+        b["write_policy"] = json!("write_through");
+        b["conflict_policy"] = json!("manual");
+        b["path_mapping"] = json!([
+            {"pattern": "z/x/**", "template": "kv/x/**", "mode": "proxy"},
+            {"pattern": "z/y/**", "template": "kv/y/**", "sync_interval": "30s", "write_policy": "local_only",
+             "conflict_policy": "local_wins"},
+            {"pattern": "a/**", "template": "kv/**"},
+        ]);
+    })
+}
+
+#[tokio::test]
+async fn what_rules_override_comes_back_in_their_order() {
+    let (_, router) = front();
+    let (sent, answer) =
+        (serde_json::from_str::<Value>(&synced()).unwrap(), create(&router, &synced()).await);
+    let shown = answer.json();
+    assert_eq!(shown["rules"], sent["path_mapping"]);
+    let mapping = r#""path_mapping":{"z/x/**":"kv/x/**","z/y/**":"kv/y/**","a/**":"kv/**"}"#;
+    assert!(std::str::from_utf8(&answer.body).unwrap().contains(mapping), "{:?}", answer.body);
+    for name in [
+        "mode",
+        "sync_interval",
+        "prefetch",
+        "max_staleness",
+        "history_depth",
+        "write_policy",
+        "conflict_policy",
+    ] {
+        assert_eq!(shown[name], sent[name], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_out_has_its_default() {
+    let (_, router) = front();
+    let shown = create(&router, REFERENCE).await.json();
+    for (name, value) in [
+        ("write_policy", json!("disabled")),
+        ("conflict_policy", json!("backend_wins")),
+        ("prefetch", json!(false)),
+        ("history_depth", json!(10)),
+    ] {
+        assert_eq!(shown[name], value, "{name}");
+    }
+    assert_eq!((shown.get("sync_interval"), shown.get("max_staleness")), (None, None));
+}
+
+#[tokio::test]
+async fn an_interval_is_kept_in_mode_proxy_for_the_day_that_it_is_needed() {
+    let (_, router) = front();
+    let shown = create(&router, &with(|b| b["sync_interval"] = json!("15m"))).await.json();
+    assert_eq!((&shown["mode"], &shown["sync_interval"]), (&json!("proxy"), &json!("15m")));
+    assert_eq!(patch(&router, &[], r#"{"mode":"sync"}"#).await.json()["sync_interval"], "15m");
+}
+
+#[tokio::test]
+async fn a_patch_of_something_else_keeps_what_rules_override() {
+    let (_, router) = front();
+    let before = create(&router, &synced()).await.json();
+    let after = patch(&router, &[], r#"{"enabled":false,"history_depth":null}"#).await.json();
+    assert_eq!((&after["rules"], &after["history_depth"]), (&before["rules"], &json!(10)));
+    for name in ["mode", "sync_interval", "prefetch", "max_staleness", "write_policy", "conflict_policy"] {
+        assert_eq!(after[name], before[name], "{name}");
+    }
+    let again = json!({"path_mapping": after["rules"]}).to_string();
+    assert_eq!(patch(&router, &[], &again).await.json()["rules"], before["rules"], "an answer's rules");
+    let object = json!({"path_mapping": {"a/**": "kv/**"}}).to_string();
+    let rules = patch(&router, &[], &object).await.json()["rules"].clone();
+    assert_eq!(rules, json!([{"pattern": "a/**", "template": "kv/**"}]), "a mapping is replaced whole");
+}
+
+#[tokio::test]
+async fn who_changes_a_backend_may_accept_that_copies_are_erased() {
+    let (fake, router) = front();
+    create(&router, REFERENCE).await;
+    let forced = async |query: &str, body: &str| {
+        let uri = format!("{BACKEND}{query}");
+        assert_eq!(call(&router, Method::PATCH, &uri, &[], body).await.status, 200);
+        fake.asked.lock().unwrap().contains("force: true")
+    };
+    assert!(!forced("", "{}").await && !forced("?force=false", "{}").await);
+    assert!(forced("?force=true", "{}").await && forced("", r#"{"force":true}"#).await);
 }
 
 #[tokio::test]
@@ -245,6 +371,20 @@ async fn a_delete_names_the_nodes_that_do_not_know_yet() {
 }
 
 #[tokio::test]
+async fn a_delete_says_what_becomes_of_the_copies() {
+    let (fake, router) = front();
+    use federation::CopiesPolicy::{Detach, Purge};
+    for (query, copies) in [("", Detach), ("?data=detach", Detach), ("?data=purge", Purge)] {
+        let answer = call(&router, Method::DELETE, &format!("{BACKEND}{query}"), &[], "").await;
+        assert_eq!(answer.status, 200, "{query}");
+        let asked = fake.asked.lock().unwrap().clone();
+        assert!(asked.contains(&format!("copies: {copies:?}")), "{query} {asked}");
+    }
+    let wrong = call(&router, Method::DELETE, &format!("{BACKEND}?data=keep"), &[], "").await;
+    assert_eq!(wrong.refusal(), refusal(400, "invalid_request", "/data"));
+}
+
+#[tokio::test]
 async fn the_status_has_the_fields_of_the_reference() {
     let (_, router) = front();
     let status = get(&router, &format!("{BACKEND}/status")).await.json();
@@ -252,12 +392,25 @@ async fn the_status_has_the_fields_of_the_reference() {
         ("id", json!("fed_abcdefghijklmnop")),
         ("name", json!("hashicorp-production")),
         ("status", json!("healthy")),
-        ("last_sync", Value::Null),
-        ("last_sync_duration_ms", Value::Null),
-        ("secrets_synced", Value::Null),
+        ("last_sync", json!("2026-01-01T00:00:00.250Z")),
+        ("last_sync_duration_ms", json!(3421)),
+        ("secrets_synced", json!(127)),
+        ("last_attempt", json!("2026-01-01T00:00:00.250Z")),
+        ("last_outcome", json!("failed")),
+        ("consecutive_failures", json!(0)),
+        ("sync_failures", json!(2)),
+        ("oldest_value_age_s", json!(90)),
+        ("next_sync", Value::Null),
+        ("skipped", json!(1)),
+        ("held_back_run", json!(RUN)),
     ] {
         assert_eq!(status.get(name), Some(&value), "{name}");
     }
+    assert_eq!(
+        status["running"]["progress"],
+        json!({"phase": "applying", "listed": 20, "done": 5, "total": 19})
+    );
+    assert!(status["next_step"].as_str().unwrap().contains(RUN), "{status}");
     assert_eq!(
         (&status["connection"]["status"], &status["connection"]["latency_ms"]),
         (&json!("connected"), &json!(15))
@@ -268,12 +421,101 @@ async fn the_status_has_the_fields_of_the_reference() {
 #[tokio::test]
 async fn a_proxied_backend_is_not_synced() {
     let (_, router) = front();
+    let status = get(&router, &format!("{BACKENDS}/{PROXIED}/status")).await.json();
+    for name in [
+        "last_sync",
+        "last_sync_duration_ms",
+        "secrets_synced",
+        "last_attempt",
+        "last_outcome",
+        "sync_failures",
+        "oldest_value_age_s",
+        "next_sync",
+        "running",
+        "skipped",
+        "held_back_run",
+    ] {
+        assert_eq!(status.get(name), Some(&Value::Null), "{name}");
+    }
     for body in ["", "{}"] {
-        let answer = call(&router, Method::POST, &format!("{BACKEND}/sync"), &[], body).await;
+        let answer = call(&router, Method::POST, &format!("{BACKENDS}/{PROXIED}/sync"), &[], body).await;
         assert_eq!(answer.refusal(), refusal(409, "wrong_mode", ""));
     }
-    let unknown = call(&router, Method::POST, &format!("{BACKEND}/sync"), &[], r#"{"force":true}"#).await;
-    assert_eq!(unknown.refusal(), refusal(400, "invalid_request", "/force"));
+}
+
+#[tokio::test]
+async fn a_sync_is_answered_as_it_stands_when_the_wait_is_over() {
+    let (fake, router) = front();
+    let started = call(&router, Method::POST, &format!("{BACKEND}/sync"), &[], "").await;
+    assert_eq!(
+        (started.status.as_u16(), started.header("location")),
+        (202, &*format!("{BACKEND}/syncs/{RUN}"))
+    );
+    let run = started.json();
+    assert_eq!(
+        (&run["run_id"], &run["outcome"], &run["ended_at"]),
+        (&json!(RUN), &Value::Null, &Value::Null)
+    );
+    assert_eq!(run["progress"]["done"], 5);
+
+    let consent = format!(r#"{{"allow_deletes":"{RUN}"}}"#);
+    let ended = call(&router, Method::POST, &format!("{BACKEND}/sync?wait=30s"), &[], &consent).await;
+    assert_eq!((ended.status.as_u16(), ended.header("location")), (200, ""));
+    let expected = json!({
+        "run_id": RUN, "backend_id": "fed_abcdefghijklmnop", "trigger": "manual",
+        "started_at": "2026-01-01T00:00:00.250Z", "ended_at": "2026-01-01T00:00:00.250Z", "outcome": "partial",
+        "listed": 20, "mapped": 19, "unchanged": 10, "created": 3, "updated": 2, "tombstoned": 0,
+        "local_ahead": 0, "conflicts": 0, "skipped_count": 1, "failed_count": 1, "calls": {"list": 1, "read": 5},
+        "held_back": {"deletions": 4, "known": 12}, "class": "transient", "message": "a read failed",
+        "progress": null,
+    });
+    assert_eq!(ended.json(), expected);
+    let asked = fake.asked.lock().unwrap().clone();
+    assert!(asked.contains("seconds: 30") && asked.contains(RUN), "{asked}");
+}
+
+#[tokio::test]
+async fn a_wrong_wish_for_a_sync_is_named() {
+    let (_, router) = front();
+    for (query, body, status, code, pointer) in [
+        ("?wait=61s", "", 400, "invalid_request", "/wait"),
+        ("?wait=30", "", 400, "invalid_request", "/wait"),
+        ("?dry_run=true", "", 400, "invalid_request", "/dry_run"),
+        ("", r#"{"force":true}"#, 400, "invalid_request", "/force"),
+        ("", r#"{"allow_deletes":true}"#, 400, "invalid_request", "/allow_deletes"),
+        ("", r#"{"allow_deletes":""}"#, 404, "not_found", ""),
+    ] {
+        let answer = call(&router, Method::POST, &format!("{BACKEND}/sync{query}"), &[], body).await;
+        assert_eq!(answer.refusal(), refusal(status, code, pointer), "{query} {body}");
+    }
+}
+
+#[tokio::test]
+async fn runs_are_listed_read_and_ended() {
+    let (fake, router) = front();
+    let syncs = format!("{BACKEND}/syncs");
+    let list = get(&router, &format!("{syncs}?page_size=2&page_token=t")).await.json();
+    assert_eq!(
+        (&list["syncs"][0]["outcome"], &list["syncs"][1]["outcome"]),
+        (&Value::Null, &json!("partial"))
+    );
+    assert_eq!(list["next_page_token"], "");
+    assert!(fake.asked.lock().unwrap().contains(r#"page_size: 2, page_token: "t""#));
+
+    let report = get(&router, &format!("{syncs}/{RUN}?page_size=1")).await.json();
+    assert_eq!((&report["outcome"], &report["skipped_count"]), (&json!("partial"), &json!(1)));
+    let left_out = json!({"path": null, "remote_name": "kv/a b", "reason": "charset", "detail": ""});
+    assert_eq!((&report["skipped"], &report["next_page_token"]), (&json!([left_out]), &json!("2")));
+    assert_eq!(report["failed"][0]["path"], "external/a");
+    let asked = fake.asked.lock().unwrap().clone();
+    assert!(asked.contains(&format!(r#"run_id: "{RUN}", page_size: 1"#)), "{asked}");
+
+    for body in ["", "{}"] {
+        let ended = call(&router, Method::POST, &format!("{syncs}/{RUN}/cancel"), &[], body).await;
+        assert_eq!((ended.status.as_u16(), &ended.json()["outcome"]), (200, &json!("cancelled")));
+    }
+    let not_utf8 = get(&router, &format!("{syncs}/%ff")).await;
+    assert_eq!(not_utf8.refusal(), refusal(404, "not_found", ""));
 }
 
 #[tokio::test]

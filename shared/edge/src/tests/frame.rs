@@ -6,24 +6,35 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures::stream;
 use http::{Method, Request};
-use prost::Message as _;
+use scaivault_proto::federation::v1 as federation;
 use scaivault_proto::secrets::v1 as proto;
 use scaivault_proto::secrets::v1::SecretType;
 use serde_json::json;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::fake::Fake;
+use super::fake::{Fake, PROXIED};
 use super::{Answered, call, front, get, refusal, send};
 use crate::{Front, Readiness};
 
 /// Calls a method of secrets with `path` by gRPC.
 async fn grpc(router: &axum::Router, method: &str, path: &str, headers: &[(&str, &str)]) -> Answered {
-    let message = proto::GetRequest { path: path.to_owned(), version: 0 }.encode_to_vec();
+    let message = proto::GetRequest { path: path.to_owned(), ..Default::default() };
+    sent(router, &format!("secrets.v1.SecretsService/{method}"), message, headers).await
+}
+
+/// Calls a method by gRPC.
+async fn sent(
+    router: &axum::Router,
+    method: &str,
+    message: impl prost::Message,
+    headers: &[(&str, &str)],
+) -> Answered {
+    let message = message.encode_to_vec();
     let mut body = vec![0];
     body.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
     body.extend(message);
-    let mut request = Request::post(format!("http://host/scaivault.secrets.v1.SecretsService/{method}"))
+    let mut request = Request::post(format!("http://host/scaivault.{method}"))
         .version(http::Version::HTTP_2)
         .header("content-type", "application/grpc")
         .header("te", "trailers");
@@ -83,6 +94,57 @@ async fn a_request_ends_at_its_deadline() {
     let began = tokio::time::Instant::now();
     grpc(&router, "Get", "slow", &[("grpc-timeout", "9H")]).await;
     assert_eq!(began.elapsed().as_secs(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sync_that_is_waited_for_is_not_cut_by_the_deadline_of_everything_else() {
+    const BACKEND: &str = "/v1/federation/backends/fed_abcdefghijklmnop";
+    let (_, router) = front();
+    let began = tokio::time::Instant::now();
+    let answer = call(&router, Method::POST, &format!("{BACKEND}/sync?wait=1m"), &[], "").await;
+    assert_eq!((answer.refusal(), began.elapsed().as_secs()), (refusal(504, "deadline_exceeded", ""), 90));
+
+    let began = tokio::time::Instant::now();
+    let wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+    let message = federation::SyncBackendRequest { wait, ..Default::default() };
+    let answer = sent(&router, "federation.v1.FederationService/SyncBackend", message, &[]).await;
+    assert_eq!((status(&answer).code(), began.elapsed().as_secs()), (Code::DeadlineExceeded, 90));
+}
+
+#[tokio::test]
+async fn what_waits_is_refused_like_everything_else() {
+    let (_, router) = front();
+    let sync = "/v1/federation/backends/fed_abcdefghijklmnop/sync";
+    let wrong = get(&router, sync).await;
+    assert_eq!((wrong.refusal(), wrong.header("allow")), (refusal(405, "invalid_request", ""), "POST"));
+    let message = federation::SyncBackendRequest { id: PROXIED.to_owned(), ..Default::default() };
+    let answer = sent(&router, "federation.v1.FederationService/SyncBackend", message, &[]).await;
+    let error = crate::error::grpc::error(&status(&answer));
+    assert_eq!(error.reason, scaivault_domain::Reason::WrongMode);
+}
+
+#[tokio::test]
+async fn everything_that_is_handed_on_reaches_who_it_is_handed_to() {
+    let hand_on = |request: axum::extract::Request| async move {
+        axum::response::IntoResponse::into_response(request.uri().path().to_owned())
+    };
+    let router = Front::new(Readiness::ready).forwarded(hand_on).build();
+    for path in [
+        "/scaivault.federation.v1.FederationService/SyncBackend",
+        "/scaivault.federation.v1.FederationService/GetSync",
+        "/scaivault.admin.v1.AdminService/ListNodes",
+        "/v1/federation/backends/b/sync",
+        "/v1/federation/backends/b/syncs/r/cancel",
+        "/v1/nodes",
+    ] {
+        assert_eq!(call(&router, Method::POST, path, &[], "").await.body, path);
+    }
+    let (_, served) = front();
+    let paths = async |router| get(router, "/openapi.json").await.json()["paths"].clone();
+    let (served, handed_on) = (paths(&served).await, paths(&router).await);
+    for path in served.as_object().unwrap().keys().filter(|path| !path.starts_with("/v1/secrets")) {
+        assert_eq!(served[path], handed_on[path], "{path}");
+    }
 }
 
 #[tokio::test]

@@ -49,6 +49,69 @@ async fn a_proxied_secret_has_no_version_but_the_backends() {
 }
 
 #[tokio::test]
+async fn a_copy_tells_its_age_and_whether_that_is_too_great() {
+    let (fake, router) = front();
+    fake.hold("external/a", SecretType::Json, b"{}");
+    let aged = |seconds, stale| {
+        fake.secrets.lock().unwrap().entry("external/a".into()).and_modify(|secret| {
+            secret.remote_version = "7".into();
+            secret.source = proto::SecretSource::Sync.into();
+            secret.age = Some(prost_types::Duration { seconds, nanos: 999_999_999 });
+            secret.stale = stale;
+        });
+    };
+    for (seconds, stale, header) in [(12, false, ""), (1200, true, "true")] {
+        aged(seconds, stale);
+        let answer = get(&router, "/v1/secrets/external/a").await;
+        let body = answer.json();
+        assert_eq!((&body["version"], &body["remote_version"]), (&json!(3), &json!("7")));
+        assert_eq!(
+            (&body["source"], &body["age"], &body["stale"]),
+            (&json!("sync"), &json!(seconds), &json!(stale))
+        );
+        assert_eq!(answer.header("etag"), "\"v3\"");
+        let known =
+            call(&router, Method::GET, "/v1/secrets/external/a", &["if-none-match: \"v3\""], "").await;
+        assert_eq!(known.status, 304);
+        for answer in [answer, known] {
+            assert_eq!(
+                (answer.header("age"), answer.header("x-scaivault-stale")),
+                (&*seconds.to_string(), header)
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_says_how_old_and_how_new_an_answer_may_be() {
+    let (fake, router) = front();
+    fake.hold("a", SecretType::Json, b"{}");
+    for (uri, headers, asked) in [
+        ("/v1/secrets/a", &[][..], "max_age: None, min_version: 0"),
+        (
+            "/v1/secrets/a?min_version=2",
+            &["cache-control: no-store, max-age=x"],
+            "max_age: None, min_version: 2",
+        ),
+        (
+            "/v1/secrets/a",
+            &["cache-control: no-transform", "cache-control: max-age=30"],
+            "max_age: Some(Duration { seconds: 30, nanos: 0 }), min_version: 0",
+        ),
+        (
+            "/v1/secrets/a?field=x",
+            &["cache-control: no-cache"],
+            "max_age: Some(Duration { seconds: 0, nanos: 0 }), min_version: 0",
+        ),
+    ] {
+        call(&router, Method::GET, uri, headers, "").await;
+        assert!(fake.asked.lock().unwrap().contains(asked), "{uri} {headers:?}");
+    }
+    let wrong = get(&router, "/v1/secrets/a?min_version=0").await;
+    assert_eq!(wrong.refusal(), refusal(400, "invalid_request", "/min_version"));
+}
+
+#[tokio::test]
 async fn json_goes_in_and_out_byte_for_byte() {
     let (fake, router) = front();
     let body = format!(r#"{{"data":{AS_WRITTEN},"secret_type":"json"}}"#);

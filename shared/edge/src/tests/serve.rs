@@ -145,7 +145,7 @@ fn framed(message: &impl prost::Message) -> Vec<u8> {
 
 async fn every_protocol_works(served: Served, tls: impl Fn(&[u8]) -> Option<Arc<ClientConfig>>) {
     let channel = channel(served.address, tls(b"h2")).await;
-    let request = || proto::GetRequest { path: "a".into(), version: 0 };
+    let request = || proto::GetRequest { path: "a".into(), ..Default::default() };
     let grpc = SecretsServiceClient::new(channel.clone()).get(request()).await.unwrap();
     assert_eq!(grpc.metadata().get("x-request-id").unwrap().len(), 32);
     assert_eq!(grpc.into_inner().secret.unwrap().value, r#"{"k":"v"}"#);

@@ -89,7 +89,7 @@ pub(crate) struct Grpc {
 
 impl Reader for Grpc {
     async fn read(&mut self) -> Result<()> {
-        let answer = self.client.get(GetRequest { path: self.path.clone(), version: 0 }).await?;
+        let answer = self.client.get(GetRequest { path: self.path.clone(), ..Default::default() }).await?;
         ensure!(answer.get_ref().secret.is_some(), "an answer without a secret");
         Ok(())
     }

@@ -78,7 +78,7 @@ impl Subjects {
         let answer = folder.path().join("answer.json");
         fs::write(&answer, rest.get(&format!("/v1/secrets/{}", name(0))).await?.text)?;
         let message = folder.path().join("answer.bin");
-        let asked = GetRequest { path: name(0), version: 0 };
+        let asked = GetRequest { path: name(0), ..Default::default() };
         fs::write(&message, grpc(scaivault.address, &token)?.get(asked).await?.into_inner().encode_to_vec())?;
 
         let floor = async |mode: &'static str, argument: String| {

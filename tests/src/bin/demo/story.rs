@@ -91,7 +91,7 @@ pub(crate) async fn tell(stage: &mut Stage, out: &mut Transcript) -> Result<Demo
     let channel = Endpoint::from_shared(address.clone())?.connect().await?;
     let mut secrets = SecretsServiceClient::with_interceptor(channel, Bearer::new(&token)?);
     let start = Instant::now();
-    let answer = secrets.get(GetRequest { path: SECRET.into(), version: 0 }).await?.into_inner();
+    let answer = secrets.get(GetRequest { path: SECRET.into(), ..Default::default() }).await?.into_inner();
     let took = start.elapsed();
     let secret = answer.secret.context("an answer without a secret")?;
     let value: Value = serde_json::from_slice(&secret.value)?;

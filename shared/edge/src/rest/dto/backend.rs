@@ -1,18 +1,21 @@
 //! Backends in JSON.
 
-use scaivault_domain::backend::{HASHICORP_VAULT, Mode};
-use scaivault_domain::time::{format_duration, parse_duration};
+use std::num::NonZeroU32;
+
+use scaivault_domain::backend::HASHICORP_VAULT;
+use scaivault_domain::sync::{ConflictPolicy, Mode, SyncSettings, WritePolicy};
+use scaivault_domain::time::format_duration;
 use scaivault_domain::{Error, Reason};
 use scaivault_proto::federation::v1 as proto;
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::mapping::{PathMapping, PathRule};
-use super::{duration, rfc3339, to_wire};
+use super::{duration, given, named, rfc3339, span, to_wire};
 use crate::rest::answer::required;
 use crate::rest::body::{self, Fault};
+use crate::wire;
 
 /// A configuration as it is sent.
 #[derive(Deserialize, ToSchema)]
@@ -30,17 +33,37 @@ pub(in crate::rest) struct Configuration<'a> {
     config: &'a RawValue,
     /// Which paths the backend owns.
     path_mapping: PathMapping,
-    /// How reads are served: `proxy`.
-    #[schema(pattern = "^proxy$")]
+    /// How reads are served where a rule does not say otherwise: `proxy` or `sync`.
+    #[schema(pattern = "^(proxy|sync)$")]
     mode: String,
+    /// From the start of one cycle to the start of the next, e.g. `15m`; needed if anything is synced.
+    #[schema(pattern = "^([0-9]+(days?|h|m|s|ms|us|ns))+$")]
+    sync_interval: Option<String>,
+    /// What becomes of writes to synced paths: `disabled`, which is also what holds if it is left out. This version
+    /// serves no other.
+    #[schema(pattern = "^(disabled|write_through|local_only)$")]
+    write_policy: Option<String>,
+    /// Who is right when the two sides of a synced path disagree: `backend_wins`, which is also what holds if it is
+    /// left out. This version serves no other.
+    #[schema(pattern = "^(backend_wins|local_wins|manual)$")]
+    conflict_policy: Option<String>,
+    /// Whether every node holds every copy, instead of those that were read there; false if left out.
+    prefetch: Option<bool>,
+    /// How old an answer may be, e.g. `1m`: an older copy is compared with the store before it is given.
+    #[schema(pattern = "^([0-9]+(days?|h|m|s|ms|us|ns))+$")]
+    max_staleness: Option<String>,
+    /// How many versions the first copy of a secret brings along; 10 if left out.
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 100)]
+    history_depth: Option<NonZeroU32>,
     /// Whether the backend is used at all; true if left out.
     enabled: Option<bool>,
-    /// Refused: it belongs to mode `sync`.
-    #[schema(ignore)]
-    sync_interval: Option<IgnoredAny>,
     /// Accept that existing local secrets are hidden by the mapping.
     #[serde(default)]
     adopt: bool,
+    /// Of changes only.
+    #[serde(default)]
+    #[schema(ignore)]
+    force: bool,
 }
 
 /// HashiCorp Vault or OpenBao.
@@ -88,7 +111,7 @@ pub(in crate::rest) struct VaultConfig {
 ///
 /// # Errors
 /// Names the field by its pointer.
-pub(in crate::rest) fn parse(text: &[u8]) -> Result<(proto::Backend, Adopt), Error> {
+pub(in crate::rest) fn parse(text: &[u8]) -> Result<(proto::Backend, Consent), Error> {
     let sent: Configuration<'_> = body::parse(text).map_err(|fault| in_place(fault, ""))?;
     // The type first: what is a field of `config` depends on it.
     if sent.r#type != HASHICORP_VAULT {
@@ -97,16 +120,11 @@ pub(in crate::rest) fn parse(text: &[u8]) -> Result<(proto::Backend, Adopt), Err
     }
     let config: VaultConfig =
         body::parse(sent.config.get().as_bytes()).map_err(|fault| in_place(fault, "/config"))?;
-    let mode = match Mode::parse(&sent.mode)? {
-        Mode::Proxy => proto::Mode::Proxy,
-    };
-    if sent.sync_interval.is_some() {
-        let detail = "belongs to mode `sync`; in mode `proxy` every read asks the backend";
-        return Err(Error::field(Reason::InvalidConfig, "/sync_interval", detail));
-    }
+    let mode = Mode::parse(&sent.mode)?;
+    let defaults = SyncSettings::default();
+    let write_policy = named("/write_policy", sent.write_policy, WritePolicy::parse)?;
+    let conflict_policy = named("/conflict_policy", sent.conflict_policy, ConflictPolicy::parse)?;
     let invalid = |pointer: &str, detail: &str| Error::field(Reason::InvalidConfig, pointer, detail);
-    let timeout = config.timeout.as_deref().map(parse_duration).transpose();
-    let timeout = timeout.map_err(|detail| invalid("/config/timeout", detail))?;
     let kv = match (config.kv_mount, config.kv_version) {
         (None, None) => None,
         (Some(path), Some(version)) => Some(proto::KvMount { path, version }),
@@ -127,17 +145,28 @@ pub(in crate::rest) fn parse(text: &[u8]) -> Result<(proto::Backend, Adopt), Err
             lease_policies: config.lease_policies,
             allow_static_on_nodes: config.allow_static_on_nodes,
         })),
-        rules: sent.path_mapping.into_wire(),
-        mode: mode.into(),
+        rules: sent.path_mapping.into_wire()?,
+        mode: wire::mode(mode).into(),
         enabled: sent.enabled,
-        timeout: timeout.map(to_wire),
+        timeout: span("/config/timeout", config.timeout)?.map(to_wire),
+        sync_interval: span("/sync_interval", sent.sync_interval)?.map(to_wire),
+        write_policy: wire::write_policy(write_policy.unwrap_or(defaults.write_policy)).into(),
+        conflict_policy: wire::conflict_policy(conflict_policy.unwrap_or(defaults.conflict_policy)).into(),
+        prefetch: sent.prefetch.unwrap_or(defaults.prefetch),
+        max_staleness: span("/max_staleness", sent.max_staleness)?.map(to_wire),
+        history_depth: sent.history_depth.map_or(defaults.history_depth, NonZeroU32::get),
         ..Default::default()
     };
-    Ok((backend, Adopt(sent.adopt)))
+    Ok((backend, Consent { adopt: sent.adopt, force: sent.force }))
 }
 
-/// Whether existing local secrets may be hidden by the mapping.
-pub(in crate::rest) struct Adopt(pub(in crate::rest) bool);
+/// What the sender of a configuration accepts.
+pub(in crate::rest) struct Consent {
+    /// Existing local secrets may be hidden by the mapping.
+    pub(in crate::rest) adopt: bool,
+    /// Copies that were changed here may be erased.
+    pub(in crate::rest) force: bool,
+}
 
 /// A fault below `prefix`, with the reason of the part of a configuration that it lies in.
 fn in_place(fault: Fault, prefix: &str) -> Error {
@@ -145,7 +174,8 @@ fn in_place(fault: Fault, prefix: &str) -> Error {
     let error = fault.under(prefix, Reason::InvalidRequest);
     let pointer = error.violations.first().map_or("", |violation| violation.pointer.as_str());
     let reason = match pointer {
-        "/type" | "/mode" => Reason::InvalidConfig,
+        "/type" | "/mode" | "/sync_interval" | "/write_policy" | "/conflict_policy" | "/prefetch"
+        | "/max_staleness" | "/history_depth" => Reason::InvalidConfig,
         _ if pointer.starts_with(MAPPING) => Reason::InvalidMapping,
         _ if prefix == "/config" => Reason::InvalidConfig,
         _ => Reason::InvalidRequest,
@@ -160,7 +190,9 @@ pub(in crate::rest) struct Backend {
     id: String,
     #[serde(flatten)]
     configured: Configured,
-    /// The path mapping as an array.
+    /// Which paths the backend owns, in order.
+    path_mapping: PathMapping,
+    /// The same as an array, with what each rule overrides. It is sent back as `path_mapping`.
     rules: Vec<PathRule>,
     /// The tenant's configuration generation in which this came to be.
     generation: u64,
@@ -172,32 +204,52 @@ pub(in crate::rest) struct Backend {
     updated_at: Option<String>,
 }
 
-/// The part of a backend that its owner writes.
+/// What a merge patch is merged into: the mapping as an array, so that a patch of something else keeps what the rules
+/// override.
+#[derive(Serialize)]
+pub(in crate::rest) struct Patchable {
+    #[serde(flatten)]
+    configured: Configured,
+    path_mapping: Vec<PathRule>,
+}
+
+/// The part of a backend that its owner writes, but for the mapping.
 #[derive(Serialize, ToSchema)]
-pub(in crate::rest) struct Configured {
+struct Configured {
     /// Unique in the tenant.
     name: String,
     /// Which store: `hashicorp-vault`.
     r#type: &'static str,
     /// Where the store is and how to log in.
     config: VaultConfig,
-    /// Which paths the backend owns, in order.
-    path_mapping: PathMapping,
-    /// How reads are served: `proxy`.
+    /// How reads are served where a rule does not say otherwise: `proxy` or `sync`.
     mode: &'static str,
+    /// From the start of one cycle to the start of the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sync_interval: Option<String>,
+    /// What becomes of writes to synced paths: `disabled`, `write_through` or `local_only`.
+    write_policy: &'static str,
+    /// Who is right when the two sides disagree: `backend_wins`, `local_wins` or `manual`.
+    conflict_policy: &'static str,
+    /// Whether every node holds every copy.
+    prefetch: bool,
+    /// How old an answer may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_staleness: Option<String>,
+    /// How many versions the first copy of a secret brings along.
+    history_depth: u32,
     /// Whether the backend is used at all.
     enabled: bool,
 }
 
 impl Configured {
-    /// What the owner of `backend` wrote.
-    pub(in crate::rest) fn from_wire(backend: proto::Backend) -> Result<Self, Error> {
-        let mode = match backend.mode() {
-            proto::Mode::Proxy | proto::Mode::Unspecified => "proxy",
-        };
+    fn from_wire(backend: proto::Backend) -> Result<Self, Error> {
+        let defaults = SyncSettings::default();
+        let mode = wire::parse_mode("/mode", backend.mode)?.unwrap_or(Mode::Proxy);
+        let write_policy = wire::parse_write_policy("/write_policy", backend.write_policy)?;
+        let conflict_policy = wire::parse_conflict_policy("/conflict_policy", backend.conflict_policy)?;
         let proto::backend::Config::HashicorpVault(vault) = required(backend.config)?;
         let (kv_mount, kv_version) = vault.kv.map(|kv| (kv.path, kv.version)).unzip();
-        let given = |text: String| Some(text).filter(|text| !text.is_empty());
         Ok(Configured {
             name: backend.name,
             r#type: HASHICORP_VAULT,
@@ -215,8 +267,16 @@ impl Configured {
                 allow_static_on_nodes: vault.allow_static_on_nodes,
                 timeout: duration(backend.timeout.as_ref()).map(format_duration),
             },
-            path_mapping: PathMapping(PathRule::from_wire(backend.rules)),
-            mode,
+            mode: mode.as_str(),
+            sync_interval: duration(backend.sync_interval.as_ref()).map(format_duration),
+            write_policy: write_policy.unwrap_or(defaults.write_policy).as_str(),
+            conflict_policy: conflict_policy.unwrap_or(defaults.conflict_policy).as_str(),
+            prefetch: backend.prefetch,
+            max_staleness: duration(backend.max_staleness.as_ref()).map(format_duration),
+            history_depth: match backend.history_depth {
+                0 => defaults.history_depth,
+                depth => depth,
+            },
             enabled: backend.enabled.unwrap_or(true),
         })
     }
@@ -228,9 +288,18 @@ impl Backend {
         let id = std::mem::take(&mut backend.id);
         let (generation, created_at) = (backend.generation, rfc3339(backend.create_time.as_ref()));
         let updated_at = rfc3339(backend.update_time.as_ref());
+        let rules = PathRule::from_wire(std::mem::take(&mut backend.rules))?;
         let configured = Configured::from_wire(backend)?;
-        let rules = configured.path_mapping.0.clone();
-        Ok(Backend { id, configured, rules, generation, created_at, updated_at })
+        let path_mapping = PathMapping(rules.clone());
+        Ok(Backend { id, configured, path_mapping, rules, generation, created_at, updated_at })
+    }
+}
+
+impl Patchable {
+    /// The backend as the service gave it.
+    pub(in crate::rest) fn from_wire(mut backend: proto::Backend) -> Result<Self, Error> {
+        let path_mapping = PathRule::from_wire(std::mem::take(&mut backend.rules))?;
+        Ok(Patchable { configured: Configured::from_wire(backend)?, path_mapping })
     }
 }
 
@@ -243,7 +312,8 @@ pub(in crate::rest) struct BackendList {
 }
 
 /// A change: members replace those of the configuration, `null` removes them, `config` is merged member by member,
-/// `path_mapping` is replaced whole (RFC 7396).
+/// `path_mapping` is replaced whole and in either form (RFC 7396). Without `path_mapping` the rules keep what they
+/// override; an answer's `rules` are sent back as `path_mapping`.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only describes the body")]
 pub(in crate::rest) struct BackendPatch {
@@ -252,9 +322,24 @@ pub(in crate::rest) struct BackendPatch {
     /// Members as in a configuration.
     config: Option<std::collections::BTreeMap<String, serde_json::Value>>,
     path_mapping: Option<PathMapping>,
+    #[schema(pattern = "^(proxy|sync)$")]
     mode: Option<String>,
+    #[schema(pattern = "^([0-9]+(days?|h|m|s|ms|us|ns))+$")]
+    sync_interval: Option<String>,
+    #[schema(pattern = "^(disabled|write_through|local_only)$")]
+    write_policy: Option<String>,
+    #[schema(pattern = "^(backend_wins|local_wins|manual)$")]
+    conflict_policy: Option<String>,
+    prefetch: Option<bool>,
+    #[schema(pattern = "^([0-9]+(days?|h|m|s|ms|us|ns))+$")]
+    max_staleness: Option<String>,
+    #[schema(minimum = 1, maximum = 100)]
+    history_depth: Option<u32>,
     enabled: Option<bool>,
+    /// Accept that existing local secrets are hidden by the mapping.
     adopt: Option<bool>,
+    /// Accept that copies which were changed here are erased when their paths are proxied again; as `force=true`.
+    force: Option<bool>,
 }
 
 /// A backend that is gone.

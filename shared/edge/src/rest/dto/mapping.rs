@@ -4,6 +4,10 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use scaivault_domain::Error;
+use scaivault_domain::mapping::Overrides;
+use scaivault_domain::sync::{ConflictPolicy, Mode, WritePolicy};
+use scaivault_domain::time::format_duration;
 use scaivault_proto::federation::v1 as proto;
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -13,7 +17,9 @@ use utoipa::openapi::schema::{AdditionalProperties, ArrayBuilder, ObjectBuilder,
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::{named, span};
 use crate::rest::body::Object;
+use crate::wire;
 
 /// The members of an object in the order of the document; no key twice.
 pub(in crate::rest) struct Ordered<V>(pub(in crate::rest) Vec<(String, V)>);
@@ -67,32 +73,74 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for InOrder<V> {
     }
 }
 
-/// One `pattern -> template` of a path mapping.
-#[derive(Clone, Deserialize, Serialize, ToSchema)]
+/// One `pattern -> template` of a path mapping, and what it says differently from its backend.
+#[derive(Clone, Default, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::rest) struct PathRule {
     /// Secret paths, e.g. `external/hashicorp/**`.
     pattern: String,
     /// Names in the remote store, e.g. `secret/data/**`.
     template: String,
+    /// How reads are served; the backend's mode if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^(proxy|sync)$")]
+    mode: Option<String>,
+    /// From the start of one cycle to the start of the next, e.g. `15m`; the backend's if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^([0-9]+(days?|h|m|s|ms|us|ns))+$")]
+    sync_interval: Option<String>,
+    /// What becomes of writes; the backend's policy if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^(disabled|write_through|local_only)$")]
+    write_policy: Option<String>,
+    /// Who is right when the two sides disagree; the backend's policy if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^(backend_wins|local_wins|manual)$")]
+    conflict_policy: Option<String>,
 }
 
 impl PathRule {
-    /// The rules as protobuf has them.
-    pub(super) fn from_wire(rules: Vec<proto::PathRule>) -> Vec<PathRule> {
-        rules.into_iter().map(|rule| PathRule { pattern: rule.pattern, template: rule.template }).collect()
+    /// The rules as the service gave them.
+    pub(super) fn from_wire(rules: Vec<proto::PathRule>) -> Result<Vec<PathRule>, Error> {
+        let rules = rules.into_iter().enumerate().map(|(index, rule)| {
+            let overrides = wire::parse_overrides(index, &rule)?;
+            Ok(PathRule {
+                pattern: rule.pattern,
+                template: rule.template,
+                mode: overrides.mode.map(|mode| mode.as_str().to_owned()),
+                sync_interval: overrides.sync_interval.map(format_duration),
+                write_policy: overrides.write_policy.map(|policy| policy.as_str().to_owned()),
+                conflict_policy: overrides.conflict_policy.map(|policy| policy.as_str().to_owned()),
+            })
+        });
+        rules.collect()
+    }
+
+    /// The rule with this index in its mapping, for the wire.
+    fn into_wire(self, index: usize) -> Result<proto::PathRule, Error> {
+        let at = |field: &str| format!("/path_mapping/{index}/{field}");
+        let overrides = Overrides {
+            mode: named(&at("mode"), self.mode, Mode::parse)?,
+            sync_interval: span(&at("sync_interval"), self.sync_interval)?,
+            write_policy: named(&at("write_policy"), self.write_policy, WritePolicy::parse)?,
+            conflict_policy: named(&at("conflict_policy"), self.conflict_policy, ConflictPolicy::parse)?,
+        };
+        Ok(wire::rule(self.pattern, self.template, &overrides))
     }
 }
 
-/// Ordered rules; the first match wins. Read from an object or an array, written as an object.
+/// Ordered rules; the first match wins. Read from an object or an array, written as an object, which has no place for
+/// what a rule overrides.
 #[derive(Clone)]
 pub(in crate::rest) struct PathMapping(pub(super) Vec<PathRule>);
 
 impl PathMapping {
     /// The rules for the wire.
-    pub(super) fn into_wire(self) -> Vec<proto::PathRule> {
-        let rules = self.0.into_iter();
-        rules.map(|rule| proto::PathRule { pattern: rule.pattern, template: rule.template }).collect()
+    ///
+    /// # Errors
+    /// `invalid_config`, naming what a rule overrides in a way that cannot be.
+    pub(super) fn into_wire(self) -> Result<Vec<proto::PathRule>, Error> {
+        self.0.into_iter().enumerate().map(|(index, rule)| rule.into_wire(index)).collect()
     }
 }
 
@@ -115,8 +163,8 @@ impl<'de> Deserialize<'de> for PathMapping {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<PathMapping, A::Error> {
                 let Ordered(members) = InOrder::<String>(PhantomData).visit_map(map)?;
-                let rules = members.into_iter().map(|(pattern, template)| PathRule { pattern, template });
-                Ok(PathMapping(rules.collect()))
+                let rule = |(pattern, template)| PathRule { pattern, template, ..Default::default() };
+                Ok(PathMapping(members.into_iter().map(rule).collect()))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<PathMapping, A::Error> {
@@ -137,7 +185,8 @@ impl PartialSchema for PathMapping {
                 ObjectBuilder::new().schema_type(Type::String).into(),
             )));
         let array = ArrayBuilder::new().items(Ref::from_schema_name(PathRule::name()));
-        let description = "Ordered rules; the first match wins. Answers have the object form.";
+        let description = "Ordered rules; the first match wins. Answers have the object form here, and the array, \
+                           which alone shows what rules override, as `rules`.";
         OneOfBuilder::new().item(object).item(array).description(Some(description)).into()
     }
 }

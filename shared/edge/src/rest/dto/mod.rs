@@ -5,10 +5,12 @@ pub(super) mod backend;
 pub(super) mod mapping;
 pub(super) mod secret;
 pub(super) mod status;
+pub(super) mod sync;
 
 use std::time::Duration;
 
-use scaivault_domain::time::Timestamp;
+use scaivault_domain::time::{Timestamp, parse_duration};
+use scaivault_domain::{Error, Reason};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -34,6 +36,38 @@ fn to_wire(duration: Duration) -> prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).expect("below a billion"),
     }
+}
+
+/// A text that is there; an empty one stands for none.
+fn given(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// One name of a closed set, e.g. a mode.
+///
+/// # Errors
+/// What `parse` says, about `pointer`.
+fn named<T>(
+    pointer: &str,
+    text: Option<String>,
+    parse: fn(&str) -> Result<T, Error>,
+) -> Result<Option<T>, Error> {
+    text.map(|text| parse(&text).map_err(|error| at(pointer, error))).transpose()
+}
+
+/// The error, of whatever field it was, as one about `pointer`.
+fn at(pointer: &str, error: Error) -> Error {
+    let detail = error.violations.into_iter().next().map(|violation| violation.detail);
+    Error::field(error.reason, pointer, detail.unwrap_or_else(|| error.message.into_owned()))
+}
+
+/// A duration as it is written, e.g. `15m`.
+///
+/// # Errors
+/// `invalid_config`, naming `pointer`.
+fn span(pointer: &str, text: Option<String>) -> Result<Option<Duration>, Error> {
+    let span = text.as_deref().map(parse_duration).transpose();
+    span.map_err(|detail| Error::field(Reason::InvalidConfig, pointer, detail))
 }
 
 /// A request without fields.

@@ -132,13 +132,16 @@ pub(in crate::rest) struct Secret<'a> {
     metadata: BTreeMap<&'a str, &'a str>,
     /// Always `active` where there is a value.
     state: &'static str,
-    /// `proxy` or `local`.
+    /// `proxy`, `sync` or `local`.
     source: &'static str,
     /// The version in the backend, as the backend names it.
     #[schema(required)]
     remote_version: Option<&'a str>,
     /// Seconds since the value was verified against its backend.
     age: u64,
+    /// Of copies only: whether the age is beyond the period of the backend's sync.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale: Option<bool>,
     /// When this version was made, if the store tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     created_at: Option<String>,
@@ -182,17 +185,14 @@ impl<'a> Secret<'a> {
             state: state(secret.state()),
             source: match secret.source() {
                 proto::SecretSource::Proxy => "proxy",
+                proto::SecretSource::Sync => "sync",
                 proto::SecretSource::Local | proto::SecretSource::Unspecified => "local",
             },
             remote_version: Some(secret.remote_version.as_str()).filter(|version| !version.is_empty()),
-            age: duration(secret.age.as_ref()).unwrap_or_default().as_secs(),
+            age: age(secret),
+            stale: (secret.source() == proto::SecretSource::Sync).then_some(secret.stale),
             created_at: rfc3339(secret.create_time.as_ref()),
         })
-    }
-
-    /// Seconds for the header `Age`.
-    pub(in crate::rest) fn age(&self) -> u64 {
-        self.age
     }
 
     /// One field of the value.
@@ -206,6 +206,11 @@ impl<'a> Secret<'a> {
         };
         Some(SecretField { path: self.path, version: self.version, field, value })
     }
+}
+
+/// Seconds since the value was verified against its backend.
+pub(in crate::rest) fn age(secret: &proto::Secret) -> u64 {
+    duration(secret.age.as_ref()).unwrap_or_default().as_secs()
 }
 
 /// The entity tag of a secret: our version, or the backend's and its time, since a backend may begin again at 1.

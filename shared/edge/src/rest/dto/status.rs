@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::rfc3339;
+use super::sync::SyncRun;
+use super::{duration, given, rfc3339};
 use crate::rest::answer::fault;
 
 /// Connection and per-node state of a backend.
@@ -16,22 +17,15 @@ pub(in crate::rest) struct BackendStatus {
     name: String,
     /// `pending`, `healthy`, `degraded`, `unreachable` or `disabled`.
     status: &'static str,
-    /// Null in mode `proxy`, which syncs nothing.
-    #[schema(required)]
-    last_sync: Option<String>,
-    /// Null in mode `proxy`.
-    #[schema(required)]
-    last_sync_duration_ms: Option<u64>,
-    /// Null in mode `proxy`.
-    #[schema(required)]
-    secrets_synced: Option<u64>,
+    #[serde(flatten)]
+    sync: SyncState,
     /// The control plane's connection.
     connection: Connection,
     /// Why it is not healthy, one sentence; empty if it is.
     reason: String,
     /// What to do about it, one sentence.
     next_step: String,
-    /// Failures in a row.
+    /// Probes of the connection in a row that failed.
     consecutive_failures: u32,
     /// The tenant's current configuration generation.
     generation: u64,
@@ -40,6 +34,71 @@ pub(in crate::rest) struct BackendStatus {
     /// When the control plane's login ends; null if it does not or there is none.
     #[schema(required)]
     login_expires_at: Option<String>,
+}
+
+/// How the sync of a backend stands. Null, all of it, where nothing is synced.
+#[derive(Default, Serialize, ToSchema)]
+struct SyncState {
+    /// When the last run that compared everything or nearly so ended; null before the first.
+    #[schema(required)]
+    last_sync: Option<String>,
+    /// How long it took.
+    #[schema(required)]
+    last_sync_duration_ms: Option<u64>,
+    /// How many secrets are held as copies.
+    #[schema(required)]
+    secrets_synced: Option<u64>,
+    /// When the last run began.
+    #[schema(required)]
+    last_attempt: Option<String>,
+    /// How the last run ended: `complete`, `partial`, `failed` or `cancelled`.
+    #[schema(required)]
+    last_outcome: Option<String>,
+    /// Runs in a row that failed.
+    #[schema(required)]
+    sync_failures: Option<u32>,
+    /// Age of the copy that was verified longest ago; null without copies.
+    #[schema(required)]
+    oldest_value_age_s: Option<u64>,
+    /// When the next run begins; null while one runs.
+    #[schema(required)]
+    next_sync: Option<String>,
+    /// The run under way.
+    #[schema(required)]
+    running: Option<SyncRun>,
+    /// Paths that the last run skipped.
+    #[schema(required)]
+    skipped: Option<u64>,
+    /// The last run whose deletions wait for consent, which is `{"allow_deletes": …}` in the body of a new sync.
+    #[schema(required)]
+    held_back_run: Option<String>,
+}
+
+impl From<proto::SyncStatus> for SyncState {
+    fn from(sync: proto::SyncStatus) -> Self {
+        let last_sync = rfc3339(sync.last_sync.as_ref());
+        SyncState {
+            last_sync_duration_ms: last_sync.is_some().then_some(sync.last_sync_duration_ms),
+            last_sync,
+            secrets_synced: Some(sync.secrets_synced),
+            last_attempt: rfc3339(sync.last_attempt.as_ref()),
+            last_outcome: given(sync.last_outcome),
+            sync_failures: Some(sync.consecutive_failures),
+            oldest_value_age_s: duration(sync.oldest_value_age.as_ref()).map(|age| age.as_secs()),
+            next_sync: rfc3339(sync.next_sync.as_ref()),
+            running: sync.running.map(SyncRun::from),
+            skipped: Some(sync.skipped),
+            held_back_run: given(sync.held_back_run),
+        }
+    }
+}
+
+/// What to do about deletions that wait for consent.
+fn consent(run: &str) -> String {
+    format!(
+        "bring the secrets back in the backend, or consent to their deletion with \
+         POST …/sync {{\"allow_deletes\": \"{run}\"}}"
+    )
 }
 
 /// The control plane's connection to a backend.
@@ -72,6 +131,10 @@ struct NodeState {
     refusal: Option<String>,
     /// Whether it holds a lease for the backend.
     has_lease: bool,
+    /// Whether it holds every copy of the backend, as `prefetch` asks for.
+    prefetched: bool,
+    /// How many secrets it holds, of all backends and of ScaiVault's own.
+    secrets: u64,
 }
 
 impl BackendStatus {
@@ -94,16 +157,21 @@ impl BackendStatus {
             connected: node.connected,
             sent_generation: node.sent_generation,
             generation: node.generation,
-            refusal: Some(node.refusal).filter(|refusal| !refusal.is_empty()),
+            refusal: given(node.refusal),
             has_lease: node.has_lease,
+            prefetched: node.prefetched,
+            secrets: node.secrets,
         });
+        let sync = status.sync.map(SyncState::from).unwrap_or_default();
+        let next_step = match &sync.held_back_run {
+            Some(run) if status.next_step.is_empty() => consent(run),
+            _ => status.next_step,
+        };
         BackendStatus {
             id: status.id,
             name: status.name,
             status: health,
-            last_sync: None,
-            last_sync_duration_ms: None,
-            secrets_synced: None,
+            sync,
             connection: Connection {
                 probed_at: rfc3339(connection.probe_time.as_ref()),
                 status: connection.status,
@@ -111,19 +179,13 @@ impl BackendStatus {
                 breaker: connection.breaker,
             },
             reason: status.reason,
-            next_step: status.next_step,
+            next_step,
             consecutive_failures: status.consecutive_failures,
             generation: status.generation,
             nodes: nodes.collect(),
             login_expires_at: rfc3339(status.login_expire_time.as_ref()),
         }
     }
-}
-
-/// A sync that was started.
-#[derive(Serialize, ToSchema)]
-pub(in crate::rest) struct SyncStarted {
-    pub(in crate::rest) run_id: String,
 }
 
 /// Events, oldest first.

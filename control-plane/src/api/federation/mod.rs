@@ -1,42 +1,41 @@
 //! `scaivault.federation.v1`.
 
+mod runs;
+mod spec;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use prost_types::FieldMask;
 use scaivault_backends::guard::BreakerState;
-use scaivault_discovery::NodeBoard;
+use scaivault_discovery::{NodeBoard, PrefetchProgress};
 use scaivault_domain::access::Scope;
 use scaivault_domain::audit::Action;
-use scaivault_domain::backend::{
-    BackendId, BackendSpec, DEFAULT_TIMEOUT, Endpoint, KvMount, KvVersion, Mode, Provider, VaultAuthMethod,
-    VaultLogin, VaultTarget, check_timeout,
-};
+use scaivault_domain::backend::{BackendId, BackendSpec};
 use scaivault_domain::event::Event;
 use scaivault_domain::lease::LeaseKey;
-use scaivault_domain::mapping::PathMapping;
-use scaivault_domain::path::SecretPath;
-use scaivault_domain::tenant::{BackendName, TenantId};
+use scaivault_domain::sync::RunId;
+use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::{Clock, Timestamp};
 use scaivault_domain::{Error, Reason};
 use scaivault_edge::error::grpc::status;
 use scaivault_edge::wire;
-use scaivault_proto::federation::v1::backend::Config;
 use scaivault_proto::federation::v1::federation_service_server::FederationService;
 use scaivault_proto::federation::v1::{self as pb};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Door, changed, uninterrupted};
 use crate::credentials::{Credentials, Holder};
-use crate::model::BackendRecord;
 use crate::monitor::Monitor;
-use crate::service::federation::{Covered, Federation};
+use crate::service::federation::{Consent, Covered, Federation};
 use crate::service::nodes::Nodes;
 use crate::service::{Configurations, PageRequest};
 use crate::store::{Owner, Records, Revision, RowVersion, Space};
+use crate::sync::{Leaving, Losing, Syncs};
 
 /// How long a deletion waits for nodes to forget the backend.
 const FORGET: Duration = Duration::from_secs(2);
+/// The longest that a request waits for the end of a run.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The service on the wire.
 #[derive(Clone, Debug)]
@@ -53,6 +52,8 @@ pub struct Parts {
     pub configurations: Arc<Configurations>,
     /// What probes say.
     pub monitor: Arc<Monitor>,
+    /// The sync of backends.
+    pub syncs: Arc<Syncs>,
     /// What logins say.
     pub credentials: Arc<Credentials>,
     /// Which nodes there are.
@@ -86,13 +87,13 @@ impl FederationService for FederationApi {
         let parts = self.0.clone();
         uninterrupted(async move {
             let outcome = async {
-                let spec = parse_spec(message.backend.unwrap_or_default())?;
+                let spec = spec::parse(message.backend.unwrap_or_default())?;
                 parts.federation.create(&allowed, &context, spec, covered(message.adopt)).await
             };
             let outcome = outcome.await;
             let done = parts.door.close(&allowed, &context, Action::BackendWrite, &name, outcome).await?;
             let (record, version) = &done.value;
-            Ok(changed(pb::CreateBackendResponse { backend: Some(backend(record, *version)) }, done.revision))
+            Ok(changed(pb::CreateBackendResponse { backend: Some(spec::backend(record, *version)) }, done.revision))
         })
         .await
     }
@@ -106,7 +107,7 @@ impl FederationService for FederationApi {
         let configuration =
             self.0.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?;
         let (record, version) = configuration.backend(&id).map_err(status)?;
-        Ok(Response::new(pb::GetBackendResponse { backend: Some(backend(record, *version)) }))
+        Ok(Response::new(pb::GetBackendResponse { backend: Some(spec::backend(record, *version)) }))
     }
 
     async fn list_backends(
@@ -122,7 +123,7 @@ impl FederationService for FederationApi {
         let mut rest =
             configuration.backends.iter().filter(|(record, _)| record.spec.name.as_str() > after).peekable();
         let backends: Vec<_> =
-            rest.by_ref().take(page.size).map(|(record, version)| backend(record, *version)).collect();
+            rest.by_ref().take(page.size).map(|(record, version)| spec::backend(record, *version)).collect();
         let next = rest.peek().and(backends.last()).map(|last| last.name.clone());
         Ok(Response::new(pb::ListBackendsResponse { backends, next_page_token: next.unwrap_or_default() }))
     }
@@ -143,16 +144,15 @@ impl FederationService for FederationApi {
                 let backend_id = BackendId::parse(&wanted.id)?;
                 let expected = parse_etag(&wanted.etag)?;
                 let mask = message.update_mask.filter(|mask| !mask.paths.is_empty());
-                let edit = |before: &BackendSpec| edit(before, wanted.clone(), mask.as_ref());
-                parts
-                    .federation
-                    .update(&allowed, &context, &backend_id, expected, covered(message.adopt), edit)
-                    .await
+                let edit = |before: &BackendSpec| spec::edit(before, wanted.clone(), mask.as_ref());
+                let losing = if message.force { Losing::Accepted } else { Losing::Refused };
+                let consent = Consent { covered: covered(message.adopt), losing };
+                parts.federation.update(&allowed, &context, &backend_id, expected, consent, edit).await
             };
             let outcome = outcome.await;
             let done = parts.door.close(&allowed, &context, Action::BackendWrite, &id, outcome).await?;
             let (record, version) = &done.value;
-            Ok(changed(pb::UpdateBackendResponse { backend: Some(backend(record, *version)) }, done.revision))
+            Ok(changed(pb::UpdateBackendResponse { backend: Some(spec::backend(record, *version)) }, done.revision))
         })
         .await
     }
@@ -170,7 +170,12 @@ impl FederationService for FederationApi {
         uninterrupted(async move {
             let outcome = async {
                 let backend_id = BackendId::parse(&message.id)?;
-                parts.federation.delete(&allowed, &context, &backend_id, parse_etag(&message.etag)?).await
+                let leaving = match message.copies() {
+                    pb::CopiesPolicy::Unspecified | pb::CopiesPolicy::Detach => Leaving::Detached,
+                    pb::CopiesPolicy::Purge => Leaving::Purged,
+                };
+                let etag = parse_etag(&message.etag)?;
+                parts.federation.delete(&allowed, &context, &backend_id, etag, leaving).await
             };
             let outcome = outcome.await;
             let done = parts.door.close(&allowed, &context, Action::BackendWrite, &id, outcome).await?;
@@ -200,20 +205,88 @@ impl FederationService for FederationApi {
         &self,
         request: Request<pb::SyncBackendRequest>,
     ) -> Result<Response<pb::SyncBackendResponse>, Status> {
-        let allowed = self.0.door.look(&request, Scope::FederationWrite, Action::BackendWrite).await?;
-        let id = BackendId::parse(&request.get_ref().id).map_err(status)?;
-        let configuration =
-            self.0.configurations.of(allowed.tenant()).await.map_err(|error| status(error.into()))?;
-        let (record, _) = configuration.backend(&id).map_err(status)?;
-        match record.spec.mode {
-            Mode::Proxy => Err(status(
-                Error::new(
-                    Reason::WrongMode,
-                    "a backend in proxy mode has nothing to sync: every read is current",
-                )
-                .next("read the secret through ScaiVault; the backend answers"),
-            )),
-        }
+        let id = request.get_ref().id.clone();
+        let door = &self.0.door;
+        let (allowed, context) =
+            door.administer(&request, Scope::FederationWrite, Action::SyncRun, &id).await?;
+        let message = request.into_inner();
+        let outcome = async {
+            let key = self.0.key(&allowed, &message.id).await?;
+            let wait = message.wait.map(|wait| parse_wait(&wait)).transpose()?;
+            let allow_deletes = Some(message.allow_deletes.as_str()).filter(|run| !run.is_empty());
+            let allow_deletes = allow_deletes
+                .map(RunId::parse)
+                .transpose()
+                .map_err(|_| Error::invalid("/allow_deletes", "is the id of a run, e.g. `run_…`"))?;
+            let run = self.0.syncs.request(&allowed, &context, &key, allow_deletes).await?;
+            let runs = self.0.syncs.runs();
+            let report = match wait {
+                None => runs.report(&key, &run).await?,
+                Some(wait) => runs.wait(&key, &run, wait).await?,
+            };
+            Ok(pb::SyncBackendResponse { run_id: run.to_string(), run: Some(self.0.run(&key, report)) })
+        };
+        let outcome = outcome.await;
+        door.close(&allowed, &context, Action::SyncRun, &id, outcome).await.map(Response::new)
+    }
+
+    async fn get_sync(
+        &self,
+        request: Request<pb::GetSyncRequest>,
+    ) -> Result<Response<pb::GetSyncResponse>, Status> {
+        let allowed = self.0.door.look(&request, Scope::FederationRead, Action::BackendRead).await?;
+        let message = request.into_inner();
+        let answer = async {
+            let key = self.0.key(&allowed, &message.id).await?;
+            let run = RunId::parse(&message.run_id)?;
+            let page = PageRequest::parse(message.page_size, &message.page_token)?;
+            let report = self.0.syncs.runs().report(&key, &run).await?;
+            let (skipped, failed, next_page_token) = self.0.left_out(&key, &run, &page).await?;
+            Ok(pb::GetSyncResponse { run: Some(self.0.run(&key, report)), skipped, failed, next_page_token })
+        };
+        answer.await.map(Response::new).map_err(status)
+    }
+
+    async fn list_syncs(
+        &self,
+        request: Request<pb::ListSyncsRequest>,
+    ) -> Result<Response<pb::ListSyncsResponse>, Status> {
+        let allowed = self.0.door.look(&request, Scope::FederationRead, Action::BackendRead).await?;
+        let message = request.into_inner();
+        let answer = async {
+            let key = self.0.key(&allowed, &message.id).await?;
+            let page = PageRequest::parse(message.page_size, &message.page_token)?;
+            let reports = self.0.syncs.runs().reports(&key).await?;
+            let after = page.after.as_deref();
+            let mut rest = reports
+                .into_iter()
+                .filter(|report| after.is_none_or(|after| report.run_id.as_str() < after))
+                .peekable();
+            let syncs: Vec<_> =
+                rest.by_ref().take(page.size).map(|report| self.0.run(&key, report)).collect();
+            let next = rest.peek().and(syncs.last()).map(|last| last.run_id.clone());
+            Ok(pb::ListSyncsResponse { syncs, next_page_token: next.unwrap_or_default() })
+        };
+        answer.await.map(Response::new).map_err(status)
+    }
+
+    async fn cancel_sync(
+        &self,
+        request: Request<pb::CancelSyncRequest>,
+    ) -> Result<Response<pb::CancelSyncResponse>, Status> {
+        let id = request.get_ref().id.clone();
+        let door = &self.0.door;
+        let (allowed, context) =
+            door.administer(&request, Scope::FederationWrite, Action::SyncRun, &id).await?;
+        let message = request.into_inner();
+        let outcome = async {
+            let key = self.0.key(&allowed, &message.id).await?;
+            let report =
+                self.0.syncs.cancel(&allowed, &context, &key, &RunId::parse(&message.run_id)?).await?;
+            Ok(pb::CancelSyncResponse { run: Some(self.0.run(&key, report)) })
+        };
+        let outcome = outcome.await;
+        door.close(&allowed, &context, Action::SyncRun, &id, outcome).await.map(Response::new)
     }
 
     async fn list_events(
@@ -243,8 +316,16 @@ impl Parts {
         let key = LeaseKey { tenant: tenant.clone(), backend: id.clone() };
         let health = self.monitor.health(&key);
         let node_login = self.credentials.failure(&key, Holder::Nodes);
-        let problem =
-            health.as_ref().and_then(|health| health.outcome.as_ref().err()).or(node_login.as_ref());
+        let sync = match record.spec.is_synced() {
+            true => Some(self.syncs.states().of(&key).await?.0),
+            false => None,
+        };
+        let held = sync.as_ref().and_then(|state| state.problem());
+        let problem = health
+            .as_ref()
+            .and_then(|health| health.outcome.as_ref().err())
+            .or(node_login.as_ref())
+            .or(held.as_ref());
         let verdict = match (&health, problem) {
             _ if !record.spec.enabled => pb::BackendHealth::Disabled,
             (None, _) => pb::BackendHealth::Pending,
@@ -267,7 +348,11 @@ impl Parts {
                 sent_generation: view.sent.unwrap_or_default(),
                 generation: view.acknowledged.unwrap_or_default(),
                 refusal: view.refusal.map(|refusal| refusal.message).unwrap_or_default(),
-                has_lease: known.is_some_and(|node| node.progress.leases.contains_key(&key)),
+                has_lease: known.as_ref().is_some_and(|node| node.progress.leases.contains_key(&key)),
+                prefetched: known.as_ref().is_some_and(|node| {
+                    node.progress.prefetch.get(&key) == Some(&PrefetchProgress::Complete)
+                }),
+                secrets: known.map_or(0, |node| node.progress.secrets as u64),
             });
         }
         Ok(pb::GetBackendStatusResponse {
@@ -305,6 +390,10 @@ impl Parts {
                 .credentials
                 .ends_in(&key)
                 .map(|left| wire::time(self.clock.now().after(left))),
+            sync: match &sync {
+                Some(state) => Some(self.sync_status(&key, state).await?),
+                None => None,
+            },
         })
     }
 }
@@ -329,170 +418,12 @@ fn parse_etag(etag: &str) -> Result<Option<RowVersion>, Error> {
     Ok(Some(Revision::from_u64(number)))
 }
 
-/// The configuration that a message describes.
-fn parse_spec(wanted: pb::Backend) -> Result<BackendSpec, Error> {
-    Ok(BackendSpec {
-        name: BackendName::parse(&wanted.name)?,
-        provider: parse_provider(wanted.config)?,
-        mapping: parse_rules(wanted.rules)?,
-        mode: parse_mode(wanted.mode)?,
-        enabled: wanted.enabled.unwrap_or(true),
-        timeout: parse_timeout(wanted.timeout)?,
-    })
-}
-
-/// The configuration with the masked fields taken from a message.
-fn edit(before: &BackendSpec, wanted: pb::Backend, mask: Option<&FieldMask>) -> Result<BackendSpec, Error> {
-    let Some(mask) = mask.filter(|mask| !mask.paths.iter().any(|path| path == "*")) else {
-        return parse_spec(wanted);
-    };
-    let mut spec = before.clone();
-    for path in &mask.paths {
-        match path.as_str() {
-            "name" => spec.name = BackendName::parse(&wanted.name)?,
-            "hashicorp_vault" => spec.provider = parse_provider(wanted.config.clone())?,
-            "rules" => spec.mapping = parse_rules(wanted.rules.clone())?,
-            "mode" => spec.mode = parse_mode(wanted.mode)?,
-            "enabled" => spec.enabled = wanted.enabled.unwrap_or(true),
-            "timeout" => spec.timeout = parse_timeout(wanted.timeout)?,
-            _ => {
-                return Err(Error::invalid(
-                    "/update_mask",
-                    "has fields other than name, hashicorp_vault, rules, mode, enabled, timeout",
-                ));
-            }
-        }
+fn parse_wait(wait: &prost_types::Duration) -> Result<Duration, Error> {
+    let wait = wire::parse_duration(Reason::InvalidRequest, "/wait", wait)?;
+    if wait > LONGEST_WAIT {
+        return Err(Error::invalid("/wait", "is at most 60s"));
     }
-    Ok(spec)
-}
-
-fn parse_rules(rules: Vec<pb::PathRule>) -> Result<PathMapping, Error> {
-    PathMapping::parse(rules.into_iter().map(|rule| (rule.pattern, rule.template)))
-}
-
-fn parse_mode(mode: i32) -> Result<Mode, Error> {
-    match pb::Mode::try_from(mode) {
-        Ok(pb::Mode::Proxy) => Ok(Mode::Proxy),
-        Ok(pb::Mode::Unspecified) | Err(_) => Mode::parse(""),
-    }
-}
-
-fn parse_timeout(timeout: Option<prost_types::Duration>) -> Result<Duration, Error> {
-    match timeout {
-        None => Ok(DEFAULT_TIMEOUT),
-        Some(timeout) => {
-            check_timeout(wire::parse_duration(Reason::InvalidConfig, "/config/timeout", &timeout)?)
-        }
-    }
-}
-
-fn parse_provider(config: Option<Config>) -> Result<Provider, Error> {
-    let Some(Config::HashicorpVault(config)) = config else {
-        return Err(Error::field(Reason::InvalidConfig, "/config", "is required"));
-    };
-    let invalid = |field: &str, detail: &'static str| {
-        Error::field(Reason::InvalidConfig, format!("/config/{field}"), detail)
-    };
-    let method = VaultAuthMethod::parse(&config.auth_method)?;
-    let mount = if config.auth_mount.is_empty() { method.as_str().to_owned() } else { config.auth_mount };
-    if !is_mount(&mount) {
-        return Err(invalid("auth_mount", "is a path such as `approle` or `team/approle`"));
-    }
-    let credentials = SecretPath::check(&config.auth_config_path)
-        .map_err(|fault| invalid("auth_config_path", fault.detail()))?;
-    if !config.namespace.is_empty() && !is_mount(config.namespace.trim_end_matches('/')) {
-        return Err(invalid("namespace", "is a path such as `team` or `team/project`"));
-    }
-    let kv = config.kv.map(|kv| {
-        let version = match kv.version {
-            1 => KvVersion::V1,
-            2 => KvVersion::V2,
-            _ => return Err(invalid("kv_version", "is 1 or 2")),
-        };
-        if !is_mount(&kv.path) {
-            return Err(invalid("kv_mount", "is a path such as `secret` or `team/kv`"));
-        }
-        Ok(KvMount { path: kv.path, version })
-    });
-    if method != VaultAuthMethod::Token && (!config.lease_policies.is_empty() || config.allow_static_on_nodes)
-    {
-        let field = if config.lease_policies.is_empty() { "allow_static_on_nodes" } else { "lease_policies" };
-        return Err(invalid(field, "belongs to auth_method `token`"));
-    }
-    let target = VaultTarget {
-        endpoint: Endpoint::parse(&config.endpoint)?,
-        namespace: (!config.namespace.is_empty()).then_some(config.namespace),
-        ca_cert: (!config.ca_cert.is_empty()).then_some(config.ca_cert),
-        tls_verify: config.tls_verify.unwrap_or(true),
-        kv: kv.transpose()?,
-    };
-    // Certificates that cannot be used are an error now, not at the first read.
-    scaivault_backends::vault_client(&target)
-        .map_err(|_| invalid("ca_cert", "has no certificate in PEM that can be used"))?;
-    let login = VaultLogin {
-        method,
-        mount,
-        credentials,
-        lease_policies: config.lease_policies,
-        allow_static_on_nodes: config.allow_static_on_nodes,
-    };
-    Ok(Provider::HashicorpVault { target, login })
-}
-
-/// Whether `text` can stand in a URL and in a header as it is.
-fn is_mount(text: &str) -> bool {
-    text.len() <= 255
-        && text.split('/').all(|segment| {
-            !matches!(segment, "" | "." | "..")
-                && segment.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-        })
-}
-
-fn backend(record: &BackendRecord, version: RowVersion) -> pb::Backend {
-    let spec = &record.spec;
-    let Provider::HashicorpVault { target, login } = &spec.provider;
-    let config = pb::HashicorpVaultConfig {
-        endpoint: target.endpoint.to_string(),
-        auth_method: login.method.as_str().into(),
-        auth_config_path: login.credentials.to_string(),
-        auth_mount: login.mount.clone(),
-        tls_verify: Some(target.tls_verify),
-        namespace: target.namespace.clone().unwrap_or_default(),
-        ca_cert: target.ca_cert.clone().unwrap_or_default(),
-        kv: target.kv.as_ref().map(|kv| pb::KvMount {
-            path: kv.path.clone(),
-            version: match kv.version {
-                KvVersion::V1 => 1,
-                KvVersion::V2 => 2,
-            },
-        }),
-        lease_policies: login.lease_policies.clone(),
-        allow_static_on_nodes: login.allow_static_on_nodes,
-    };
-    pb::Backend {
-        id: record.id.to_string(),
-        name: spec.name.to_string(),
-        config: Some(Config::HashicorpVault(config)),
-        rules: spec
-            .mapping
-            .rules()
-            .iter()
-            .map(|rule| pb::PathRule {
-                pattern: rule.pattern.to_string(),
-                template: rule.template.to_string(),
-            })
-            .collect(),
-        mode: match spec.mode {
-            Mode::Proxy => pb::Mode::Proxy,
-        }
-        .into(),
-        enabled: Some(spec.enabled),
-        timeout: Some(wire::duration(spec.timeout)),
-        etag: version.to_string(),
-        generation: record.generation,
-        create_time: Some(wire::time(record.created)),
-        update_time: Some(wire::time(record.updated)),
-    }
+    Ok(wait)
 }
 
 fn wire_event(event: &Event) -> pb::Event {

@@ -1,6 +1,9 @@
-//! What the control plane told this node: views, grants and leases, in memory only.
+//! What the control plane told this node: views, grants and copies, which outlive the process in the cache, and leases,
+//! which do not.
 //!
 //! The stream applies changes here; requests read here and, where something is missing, demand it and wait.
+
+mod copies;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,16 +17,23 @@ use scaivault_backends::connection::Leases;
 use scaivault_discovery::{Change, Demand, LeaseRefusal, Sink};
 use scaivault_domain::access::Caller;
 use scaivault_domain::lease::LeaseKey;
+use scaivault_domain::replica::{Absence, Replica, SecretKey};
 use scaivault_domain::tenant::TenantId;
-use scaivault_domain::time::Clock;
+use scaivault_domain::time::{Clock, Timestamp};
 use scaivault_domain::token::{TokenHash, hash_token};
-use scaivault_domain::view::{Generation, MountTable};
+use scaivault_domain::view::{Generation, MountTable, Route};
 use scaivault_domain::{Error, Reason};
 use scaivault_edge::auth::Verifier;
 use secrecy::SecretString;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
+pub use self::copies::{Copies, Remembered};
+
+/// How long a node that starts with what it held waits for the control plane before it is ready without.
+const FIRST_CONTACT: Duration = Duration::from_secs(1);
+/// How long a request waits for a copy that was demanded.
+const SECRET_WAIT: Duration = Duration::from_secs(2);
 /// How long a request waits for a grant that was demanded.
 const GRANT_WAIT: Duration = Duration::from_secs(2);
 /// How long a token is remembered as unknown.
@@ -55,6 +65,7 @@ enum HeldLease {
 /// What this node knows.
 pub struct Known {
     clock: Arc<dyn Clock>,
+    started: Instant,
     views: ArcSwap<HashMap<TenantId, Arc<View>>>,
     grants: RwLock<HashMap<TokenHash, Arc<Caller>>>,
     unknown: Cache<TokenHash, ()>,
@@ -65,10 +76,35 @@ pub struct Known {
     /// The revision up to which everything is in force. Sent after every applied response; whoever waits looks again.
     applied: watch::Sender<u64>,
     link: watch::Sender<Link>,
-    /// When the control plane last confirmed what is held.
-    confirmed: Mutex<Instant>,
-    max_offline: Duration,
+    copies: Copies,
+    confirmed: Mutex<Confirmed>,
+    patience: Patience,
     retain: Retain,
+}
+
+/// How long what is held is trusted without the control plane.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// What tokens may do.
+    pub grants: Duration,
+    /// Copies of secrets.
+    pub values: Duration,
+}
+
+/// When the control plane last confirmed what is held.
+struct Confirmed {
+    /// By the clock that is never turned, for as long as this process has run.
+    at: Instant,
+    /// How long before that, if it was an earlier process.
+    before: Duration,
+    epoch: String,
+    revision: u64,
+}
+
+impl Confirmed {
+    fn elapsed(&self) -> Duration {
+        self.at.elapsed() + self.before
+    }
 }
 
 /// The stream to the control plane.
@@ -91,21 +127,39 @@ impl fmt::Debug for Known {
 }
 
 impl Known {
-    /// Knows nothing yet; what is missing is asked for through `demands`. Grants are trusted for `max_offline` without
-    /// the control plane.
-    pub fn new(clock: Arc<dyn Clock>, demands: mpsc::Sender<Demand>, max_offline: Duration) -> Self {
+    /// Knows what an earlier run remembered; what is missing is asked for through `demands`.
+    pub fn new(
+        clock: Arc<dyn Clock>,
+        demands: mpsc::Sender<Demand>,
+        copies: Copies,
+        remembered: Remembered,
+        patience: Patience,
+    ) -> Self {
+        let now = clock.now();
+        let confirmed = Confirmed {
+            at: Instant::now(),
+            before: remembered.confirmed.map_or(Duration::ZERO, |confirmed| now.since(confirmed)),
+            epoch: remembered.restored.epoch,
+            revision: 0,
+        };
+        let views = remembered.views.into_iter().map(|view| {
+            let mounts = MountTable::new(view.backends);
+            (view.tenant, Arc::new(View { generation: view.generation, mounts }))
+        });
         Known {
             clock,
-            views: ArcSwap::default(),
-            grants: RwLock::default(),
+            started: Instant::now(),
+            views: ArcSwap::from_pointee(views.collect()),
+            grants: RwLock::new(remembered.grants.into_iter().collect()),
             unknown: Cache::builder().max_capacity(UNKNOWN).time_to_live(UNKNOWN_FOR).build(),
             leases: RwLock::default(),
             demands,
             asking: Mutex::default(),
-            confirmed: Mutex::new(Instant::now()),
+            confirmed: Mutex::new(confirmed),
+            copies,
             applied: watch::Sender::new(0),
             link: watch::Sender::new(Link::Starting),
-            max_offline,
+            patience,
             retain: Box::new(|_, _| {}),
         }
     }
@@ -149,6 +203,12 @@ impl Known {
         *self.link.borrow()
     }
 
+    /// Whether the node has only just started and may hear from the control plane at any moment: until then it is not
+    /// ready, because what it cannot serve by itself would fail.
+    pub fn is_settling(&self) -> bool {
+        self.link() == Link::Starting && self.started.elapsed() < FIRST_CONTACT
+    }
+
     /// Waits until something was applied.
     pub async fn ready(&self) {
         // The sender is in `self`, so the wait only ends as it should.
@@ -169,7 +229,7 @@ impl Known {
 
     async fn grant(&self, hash: TokenHash) -> Result<Arc<Caller>, Error> {
         if let Some(caller) = self.granted(hash) {
-            self.check_online()?;
+            self.check_online(self.patience.grants)?;
             if caller.expired(self.clock.now()) {
                 return Err(unauthenticated());
             }
@@ -220,19 +280,84 @@ impl Known {
         matches!(*self.link.borrow(), Link::Up | Link::Ready)
     }
 
-    fn check_online(&self) -> Result<(), Error> {
-        let confirmed = *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        match *self.link.borrow() {
-            // A stream that says nothing confirms nothing.
-            Link::Starting | Link::Up | Link::Down if confirmed.elapsed() > self.max_offline => {
-                Err(Error::new(
-                    Reason::OfflineTooLong,
-                    "the node has been without its control plane for too long",
-                )
-                .next("restore the connection of the node to the control plane")
-                .retry_after(Duration::from_secs(5)))
+    fn check_online(&self, patience: Duration) -> Result<(), Error> {
+        if *self.link.borrow() == Link::Ready {
+            return Ok(());
+        }
+        // A stream that says nothing confirms nothing.
+        let offline = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        match offline > patience {
+            true => Err(Error::new(
+                Reason::OfflineTooLong,
+                "the node has been without its control plane for too long",
+            )
+            .next("restore the connection of the node to the control plane")
+            .retry_after(Duration::from_secs(5))),
+            false => Ok(()),
+        }
+    }
+
+    /// What the path of this route has, in the view in force: a copy, or the reason why there is none. What is not known
+    /// is demanded; everybody who waits for it shares the demand.
+    ///
+    /// # Errors
+    /// `control_plane_unavailable` if nothing is known and nobody can be asked, `offline_too_long`.
+    pub async fn copy(
+        &self,
+        key: &SecretKey,
+        route: &Route,
+        generation: Generation,
+    ) -> Result<Result<Replica, Absence>, Error> {
+        self.check_online(self.patience.values)?;
+        if let Some(found) = self.copies.look(key, route, generation) {
+            return Ok(found);
+        }
+        if !self.is_linked() {
+            return Err(no_control_plane(
+                "the secret is not held here, and the control plane cannot be asked for it",
+            ));
+        }
+        let mut link = self.link.subscribe();
+        let arrived = async {
+            let mut applied = self.applied.subscribe();
+            self.demand(Demand::Secret(key.clone())).await;
+            loop {
+                if let Some(found) = self.copies.look(key, route, generation) {
+                    return Ok(found);
+                }
+                tokio::select! {
+                    applied = applied.changed() => applied.map_err(|_| Error::internal())?,
+                    _ = link.wait_for(|link| matches!(link, Link::Down)) => {
+                        return Err(no_control_plane("the control plane went away while it was asked for the secret"));
+                    }
+                }
             }
-            _ => Ok(()),
+        };
+        timeout(SECRET_WAIT, arrived)
+            .await
+            .unwrap_or_else(|_| Err(no_control_plane("the control plane did not give the secret in time")))
+    }
+
+    /// The copies of secrets.
+    pub fn copies(&self) -> &Copies {
+        &self.copies
+    }
+
+    /// The wall time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Writes down that the control plane still confirms what is held, also if nothing has changed for long.
+    pub fn confirm(&self) {
+        if *self.link.borrow() == Link::Ready {
+            let (epoch, revision) = {
+                let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+                confirmed.at = Instant::now();
+                confirmed.before = Duration::ZERO;
+                (confirmed.epoch.clone(), confirmed.revision)
+            };
+            self.copies.keep(Vec::new(), &epoch, revision, self.clock.now());
         }
     }
 
@@ -403,21 +528,33 @@ impl Known {
                 let refused = HeldLease::Refused(refusal, Instant::now());
                 self.leases.write().unwrap_or_else(PoisonError::into_inner).insert(key, refused);
             }
+            // Of these there is nothing but the copies.
+            Change::Secret(..)
+            | Change::SecretAbsent(..)
+            | Change::SecretGone(_)
+            | Change::Freshness(..)
+            | Change::PrefetchComplete(_) => {}
         }
     }
 }
 
 impl Sink for Known {
-    fn apply(&self, changes: Vec<Change>, revision: u64) {
+    fn apply(&self, changes: Vec<Change>, epoch: &str, revision: u64) {
+        let mut writes = Vec::new();
+        let generation = |tenant: &TenantId| self.views.load().get(tenant).map_or(0, |view| view.generation);
         for change in changes {
+            self.copies.take(&change, generation, &mut writes);
             self.apply_one(change);
         }
-        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.copies.keep(writes, epoch, revision, self.clock.now());
+        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) =
+            Confirmed { at: Instant::now(), before: Duration::ZERO, epoch: epoch.to_owned(), revision };
         self.link.send_if_modified(|link| std::mem::replace(link, Link::Ready) != Link::Ready);
         self.applied.send_replace(revision);
     }
 
     fn connected(&self) {
+        self.copies.begin_stream();
         self.link.send_replace(Link::Up);
     }
 
@@ -425,10 +562,19 @@ impl Sink for Known {
         self.link.send_if_modified(|link| {
             if *link == Link::Ready {
                 // Up to now everything that had changed would have come.
-                *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).at = Instant::now();
             }
             std::mem::replace(link, Link::Down) != Link::Down
         });
+    }
+
+    fn expelled(&self) {
+        tracing::error!("the control plane does not know this node: what it held is forgotten");
+        let views = self.views.swap(Arc::default());
+        self.leases.write().unwrap_or_else(PoisonError::into_inner).clear();
+        let grants = std::mem::take(&mut *self.grants.write().unwrap_or_else(PoisonError::into_inner));
+        self.copies.forget(views.keys().cloned(), grants.into_keys());
+        self.link.send_replace(Link::Starting);
     }
 }
 
@@ -482,6 +628,9 @@ mod tests {
     use scaivault_domain::token::token_from_random;
 
     use super::*;
+    use crate::cache::{Cache, CacheConfig};
+
+    const EPOCH: &str = "e";
 
     struct Noon;
 
@@ -493,7 +642,13 @@ mod tests {
 
     fn known() -> (Arc<Known>, mpsc::Receiver<Demand>) {
         let (demands, demanded) = mpsc::channel(16);
-        (Arc::new(Known::new(Arc::new(Noon), demands, Duration::from_secs(3600))), demanded)
+        let keyring = Arc::new(scaivault_seal::Keyring::generate());
+        // In no directory: what a test holds is in memory.
+        let config = CacheConfig::new("/dev/null/cache", keyring, Arc::new(Noon));
+        let copies = Copies::new(Arc::new(Cache::open(config).unwrap().cache), |_| {});
+        let hour = Duration::from_secs(3600);
+        let patience = Patience { grants: hour, values: hour };
+        (Arc::new(Known::new(Arc::new(Noon), demands, copies, Remembered::default(), patience)), demanded)
     }
 
     fn caller() -> Arc<Caller> {
@@ -528,9 +683,9 @@ mod tests {
             async move { known.verify(&token).await }
         });
         assert_eq!(demanded.recv().await, Some(Demand::Grant(hash)));
-        known.apply(vec![Change::Grant(hash, 1, caller())], 1);
+        known.apply(vec![Change::Grant(hash, 1, caller())], EPOCH, 1);
         assert_eq!(asking.await.unwrap().unwrap().subject, "s");
-        known.apply(vec![Change::GrantGone(hash)], 2);
+        known.apply(vec![Change::GrantGone(hash)], EPOCH, 2);
         assert_eq!(known.verify(&token).await.expect_err("revoked").reason, Reason::Unauthenticated);
     }
 
@@ -539,14 +694,14 @@ mod tests {
         let (known, _demanded) = known();
         let token = token_from_random([3; 32]);
         known.connected();
-        known.apply(vec![Change::Grant(hash_token(&token).unwrap(), 1, caller())], 1);
+        known.apply(vec![Change::Grant(hash_token(&token).unwrap(), 1, caller())], EPOCH, 1);
         known.disconnected();
         assert!(known.verify(&token).await.is_ok());
         tokio::time::advance(Duration::from_secs(3601)).await;
         assert_eq!(known.verify(&token).await.expect_err("too long").reason, Reason::OfflineTooLong);
         known.connected();
         assert!(known.verify(&token).await.is_err(), "a stream that says nothing confirms nothing");
-        known.apply(Vec::new(), 2);
+        known.apply(Vec::new(), EPOCH, 2);
         assert!(known.verify(&token).await.is_ok());
     }
 }

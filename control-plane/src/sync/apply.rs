@@ -1,0 +1,651 @@
+//! One path: what the backend says of it, what is decided, and the commit.
+
+use std::sync::Arc;
+
+use scaivault_backends::background::{Background, Failed};
+use scaivault_backends::{BackendError, RemoteSecret};
+use scaivault_domain::audit::{Action, AuditRow};
+use scaivault_domain::mapping::RemoteName;
+use scaivault_domain::path::SecretPath;
+use scaivault_domain::secret::{Kind, Metadata, SecretValue, Source, State, Version, keep_within_limits};
+use scaivault_domain::sync::fingerprint::canonical;
+use scaivault_domain::sync::plan::{Agreement, Value};
+use scaivault_domain::sync::{Base, Decision, Fingerprint, Local, Remote, SkipReason, decide};
+use scaivault_domain::tenant::TenantId;
+use scaivault_domain::time::{Clock, Timestamp};
+use scaivault_domain::view::BackendView;
+use scaivault_domain::{Error, Reason};
+use tokio::sync::Semaphore;
+
+use super::jobs::SyncJob;
+use crate::audit::Audit;
+use crate::connections::Connections;
+use crate::credentials::OwnLeases;
+use crate::model::{SecretHead, SecretVersionHead, generation_key, secret_key, version_key};
+use crate::service::Configurations;
+use crate::store::jobs::Claim;
+use crate::store::{CommitError, Key, Records, RowVersion, StoreError, Tx};
+
+/// How often a path is decided again that changes here meanwhile.
+const ATTEMPTS: usize = 8;
+/// What values are digested for.
+const FINGERPRINT: &str = "fingerprint";
+/// Reads that compare a copy with its backend at the same time.
+const REFRESHES: usize = 16;
+
+/// Where a path stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At<'a> {
+    pub(super) tenant: &'a TenantId,
+    pub(super) backend: &'a BackendView,
+    pub(super) path: &'a SecretPath,
+    pub(super) name: &'a RemoteName,
+    pub(super) rule: usize,
+}
+
+/// What must still hold when a path is committed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mandate<'a> {
+    /// This run of the backend's job.
+    Run(&'a Claim<SyncJob>),
+    /// This configuration of the tenant.
+    Configuration(Option<RowVersion>),
+}
+
+/// Whether a secret that is gone in the backend is deleted here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deleting {
+    /// It is.
+    Now,
+    /// It is left as it is, and told.
+    Later,
+}
+
+/// What became of a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Applied {
+    /// Both sides are as agreed.
+    Unchanged,
+    /// It is new here.
+    Created,
+    /// It has a new value, state or metadata here.
+    Updated,
+    /// As [`Updated`](Self::Updated); we had changed it too.
+    Overruled,
+    /// It is deleted here.
+    Tombstoned,
+    /// It is gone in the backend, and is left as it is until it is known how many are.
+    Gone,
+    /// We are ahead, and stay it.
+    LocalAhead,
+    /// It is left as it is.
+    Skipped(SkipReason, String),
+    /// The backend failed to give it.
+    Failed(String),
+}
+
+/// Why nothing more can be committed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Stopped {
+    /// Another runner has the job, or the configuration is another.
+    #[error("the mandate has ended")]
+    Fenced,
+    /// The store does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What the backend says of a path.
+enum Observed {
+    Value { secret: RemoteSecret, past: Vec<Past> },
+    Inactive(State),
+    Gone,
+    Unreadable(SkipReason, String),
+    Failed(String),
+}
+
+/// An older version.
+struct Past {
+    remote_version: String,
+    created: Option<Timestamp>,
+    state: State,
+    secret: Option<RemoteSecret>,
+}
+
+/// Decides about paths and commits them, one by one.
+#[derive(Clone)]
+pub(super) struct Desk {
+    pub(super) records: Records,
+    pub(super) audit: Arc<Audit>,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+impl Desk {
+    /// Reads the path and does what there is to do.
+    pub(super) async fn read(
+        &self,
+        at: &At<'_>,
+        backend: &Background<OwnLeases>,
+        mandate: Mandate<'_>,
+        deleting: Deleting,
+    ) -> Result<Applied, Stopped> {
+        let head = self.head(at).await?;
+        let base = head.as_ref().and_then(|(head, _)| head.copy_of(&at.backend.id));
+        let asked = self.clock.now();
+        let observed = observe(at, backend, base).await;
+        self.settle(at, &observed, asked, mandate, deleting).await
+    }
+
+    /// Takes a state that the listing showed.
+    pub(super) async fn pull_state(
+        &self,
+        at: &At<'_>,
+        state: State,
+        mandate: Mandate<'_>,
+    ) -> Result<Applied, Stopped> {
+        self.settle(at, &Observed::Inactive(state), self.clock.now(), mandate, Deleting::Later).await
+    }
+
+    async fn settle(
+        &self,
+        at: &At<'_>,
+        observed: &Observed,
+        asked: Timestamp,
+        mandate: Mandate<'_>,
+        deleting: Deleting,
+    ) -> Result<Applied, Stopped> {
+        let effective = at.backend.rule(at.rule);
+        for _ in 0..ATTEMPTS {
+            let head = self.head(at).await?;
+            let (head, found) = head.map_or((None, None), |(head, version)| (Some(head), Some(version)));
+            let base = head.as_ref().and_then(|head| head.copy_of(&at.backend.id));
+            let local = Local::of(head.as_ref().map(|head| (head.current, head.state)), base, &at.backend.id);
+            let remote = match observed {
+                Observed::Value { secret, .. } => {
+                    Remote::Read(self.compare(at, local, head.as_ref(), secret).await?)
+                }
+                Observed::Inactive(state) if base.is_some_and(|base| base.remote_state == *state) => {
+                    Remote::Same
+                }
+                Observed::Inactive(state) => Remote::Inactive(*state),
+                Observed::Gone => Remote::Gone,
+                Observed::Unreadable(reason, detail) => return Ok(Applied::Skipped(*reason, detail.clone())),
+                Observed::Failed(detail) => return Ok(Applied::Failed(detail.clone())),
+            };
+            let decision = decide(local, remote, effective.write_policy, effective.conflict_policy);
+            let draft = Draft { desk: self, at, head: head.as_ref(), local, asked };
+            let change = match (decision, observed) {
+                (Decision::Nothing, _) => return Ok(Applied::Unchanged),
+                (Decision::Skip(reason), _) => return Ok(Applied::Skipped(reason, String::new())),
+                // The configuration refuses the policies that would write to the backend, or ask somebody.
+                (Decision::LocalAhead | Decision::Push | Decision::PushDelete, _) => {
+                    return Ok(Applied::LocalAhead);
+                }
+                (Decision::KeepLocal(_) | Decision::Conflict(_), _) => {
+                    return Ok(Applied::Skipped(SkipReason::ConflictFrozen, String::new()));
+                }
+                (Decision::Create, Observed::Value { secret, past }) => {
+                    draft.version(secret, past, Applied::Created)
+                }
+                (Decision::Pull(Agreement::Follows), Observed::Value { secret, past }) => {
+                    let back = local == Local::Tombstoned;
+                    draft.version(secret, past, if back { Applied::Created } else { Applied::Updated })
+                }
+                (Decision::Pull(Agreement::Overrules(_)), Observed::Value { secret, past }) => {
+                    draft.version(secret, past, Applied::Overruled)
+                }
+                (Decision::Rebase, Observed::Value { secret, .. }) => {
+                    match draft.rebase(secret, mandate).await? {
+                        Some(change) => change,
+                        None => return Ok(Applied::Unchanged),
+                    }
+                }
+                (Decision::PullState(state), _) => draft.state(state).await?,
+                (Decision::Tombstone(_), _) if deleting == Deleting::Later => return Ok(Applied::Gone),
+                (Decision::Tombstone(_), _) => draft.tombstone().await?,
+                (Decision::DropBase, _) => draft.without_base(),
+                (
+                    Decision::Read
+                    | Decision::Confirm
+                    | Decision::Create
+                    | Decision::Pull(_)
+                    | Decision::Rebase,
+                    _,
+                ) => {
+                    unreachable!("a decision to take or to ask for a value is made of one that was not read")
+                }
+            };
+            let key = secret_key(at.tenant, at.path);
+            let tx = mandate.bind(at.tenant, change.tx).expect_as_found(key.clone(), found);
+            let tx = match change.row {
+                Some(row) => self.audit.stage(tx, &row),
+                None => tx,
+            };
+            match self.records.store().commit(tx).await {
+                Ok(_) => return Ok(change.applied),
+                Err(CommitError::Precondition(lost)) if lost == key => {}
+                Err(CommitError::Precondition(_)) => return Err(Stopped::Fenced),
+                Err(CommitError::Unavailable(error)) => return Err(error.into()),
+            }
+        }
+        Ok(Applied::Failed("it changed here again and again".into()))
+    }
+
+    /// Compares a value that was read with the agreed one, and with ours where that may be another.
+    async fn compare(
+        &self,
+        at: &At<'_>,
+        local: Local,
+        head: Option<&SecretHead>,
+        secret: &RemoteSecret,
+    ) -> Result<Value, StoreError> {
+        let base =
+            head.and_then(|head| head.copy_of(&at.backend.id)).and_then(|base| base.fingerprint.as_ref());
+        if base.is_some_and(|base| self.is_of(at.tenant, base, secret.kind, &secret.value)) {
+            return Ok(Value::OfBase);
+        }
+        if matches!(local, Local::Unbased | Local::Changed | Local::Revived)
+            && let Some(head) = head.filter(|head| head.state == State::Active)
+        {
+            let key = version_key(at.tenant, at.path.as_str(), head.current);
+            let ours = self.records.get_secret::<SecretVersionHead>(&key).await?;
+            let remote = canonical(secret.kind, secret.value.expose());
+            if let Some((entry, Some(value))) = ours
+                && *canonical(entry.kind, value.expose()) == *remote
+            {
+                return Ok(Value::OfLocal);
+            }
+        }
+        Ok(Value::New)
+    }
+
+    async fn head(&self, at: &At<'_>) -> Result<Option<(SecretHead, RowVersion)>, StoreError> {
+        self.records.get(&secret_key(at.tenant, at.path)).await
+    }
+
+    fn fingerprint(&self, tenant: &TenantId, kind: Kind, value: &SecretValue) -> Fingerprint {
+        let data = canonical(kind, value.expose());
+        let (key, mac) = self
+            .records
+            .keyring()
+            .mac(None, tenant.as_str(), FINGERPRINT, &data)
+            .expect("the ring has its primary key");
+        Fingerprint { key: key.into(), mac: hex(&mac) }
+    }
+
+    /// Whether a value has this fingerprint, also if that was made with an older key.
+    fn is_of(&self, tenant: &TenantId, agreed: &Fingerprint, kind: Kind, value: &SecretValue) -> bool {
+        let data = canonical(kind, value.expose());
+        let mac = self.records.keyring().mac(Some(agreed.key.into()), tenant.as_str(), FINGERPRINT, &data);
+        mac.is_ok_and(|(_, mac)| hex(&mac) == agreed.mac)
+    }
+}
+
+impl Mandate<'_> {
+    fn bind(&self, tenant: &TenantId, tx: Tx) -> Tx {
+        match self {
+            Mandate::Run(claim) => claim.fence(tx),
+            Mandate::Configuration(anchor) => tx.expect_as_found(generation_key(tenant), *anchor),
+        }
+    }
+}
+
+/// A change of one path.
+struct ChangeOfPath {
+    tx: Tx,
+    row: Option<AuditRow>,
+    applied: Applied,
+}
+
+/// Makes changes of a path from what is there.
+struct Draft<'a> {
+    desk: &'a Desk,
+    at: &'a At<'a>,
+    head: Option<&'a SecretHead>,
+    local: Local,
+    asked: Timestamp,
+}
+
+impl Draft<'_> {
+    /// The backend's value becomes the current version, those in between become versions before it.
+    fn version(&self, secret: &RemoteSecret, past: &[Past], applied: Applied) -> ChangeOfPath {
+        let now = self.desk.clock.now();
+        let mut version = self.head.map_or(0, |head| head.current);
+        let mut tx = Tx::new();
+        for past in past {
+            version += 1;
+            let secret = past.secret.as_ref();
+            let entry = SecretVersionHead {
+                version,
+                kind: secret.map_or(Kind::Json, |secret| secret.kind),
+                content_type: secret.map(|secret| secret.content_type.to_string()).unwrap_or_default(),
+                metadata: Metadata::new(),
+                state: past.state,
+                created: past.created.unwrap_or(now),
+                deleted: None,
+                remote_version: past.remote_version.clone(),
+            };
+            tx = self.put_version(tx, &entry, secret.map(|secret| &secret.value));
+        }
+        version += 1;
+        let entry = SecretVersionHead {
+            version,
+            kind: secret.kind,
+            content_type: secret.content_type.to_string(),
+            metadata: keep_within_limits(secret.metadata.clone()),
+            state: State::Active,
+            created: secret.created.unwrap_or(now),
+            deleted: None,
+            remote_version: secret.remote_version.clone(),
+        };
+        tx = self.put_version(tx, &entry, Some(&secret.value));
+        let base = self.base(version, State::Active, Some(secret));
+        tx = self.put_head(
+            tx,
+            SecretHead { current: version, state: State::Active, changed: now, base: Some(base) },
+        );
+        ChangeOfPath { tx, row: Some(self.row(Action::SyncPull, version, &secret.remote_version)), applied }
+    }
+
+    /// The values agree: only what is known about them changes. `None`: not even that, for when they were compared is
+    /// known of a whole cycle.
+    async fn rebase(
+        &self,
+        secret: &RemoteSecret,
+        mandate: Mandate<'_>,
+    ) -> Result<Option<ChangeOfPath>, StoreError> {
+        let (head, mut entry, value) = self.current().await?;
+        let metadata = keep_within_limits(secret.metadata.clone());
+        let same = entry.metadata == metadata && head.state == State::Active;
+        let mut tx = Tx::new();
+        let mut changed = head.changed;
+        if !same {
+            changed = self.desk.clock.now();
+            entry.metadata = metadata;
+            entry.state = State::Active;
+            tx = self.put_version(tx, &entry, value.as_ref());
+        }
+        let base = self.base(head.current, State::Active, Some(secret));
+        let before = head.copy_of(&self.at.backend.id);
+        let agreed = before.is_some_and(|before| Base { verified: base.verified, ..before.clone() } == base);
+        if same && agreed && matches!(mandate, Mandate::Run(_)) {
+            return Ok(None);
+        }
+        let tx =
+            self.put_head(tx, SecretHead { state: State::Active, changed, base: Some(base), ..head.clone() });
+        // Nothing that a reader could see has changed, so there is no row for it.
+        let row = (!same).then(|| self.row(Action::SyncPull, head.current, &secret.remote_version));
+        let applied = if same { Applied::Unchanged } else { Applied::Updated };
+        Ok(Some(ChangeOfPath { tx, row, applied }))
+    }
+
+    /// The backend's state, which has no value, becomes ours. The value is kept, for the state may change back.
+    async fn state(&self, state: State) -> Result<ChangeOfPath, StoreError> {
+        let now = self.desk.clock.now();
+        let (current, entry, value) = match self.head {
+            Some(_) => {
+                let (head, entry, value) = self.current().await?;
+                (head.current, entry, value)
+            }
+            None => {
+                let entry = SecretVersionHead {
+                    version: 1,
+                    kind: Kind::Json,
+                    content_type: String::new(),
+                    metadata: Metadata::new(),
+                    state,
+                    created: now,
+                    deleted: None,
+                    remote_version: String::new(),
+                };
+                (1, entry, None)
+            }
+        };
+        let tx = self.put_version(Tx::new(), &SecretVersionHead { state, ..entry }, value.as_ref());
+        let base = Base { remote_state: state, ..self.base(current, state, None) };
+        let tx = self.put_head(tx, SecretHead { current, state, changed: now, base: Some(base) });
+        let row = self.row(Action::SyncPull, current, "");
+        let applied = if self.head.is_some() { Applied::Updated } else { Applied::Created };
+        Ok(ChangeOfPath { tx, row: Some(row), applied })
+    }
+
+    /// It is gone in the backend: it is deleted here, softly.
+    async fn tombstone(&self) -> Result<ChangeOfPath, StoreError> {
+        let now = self.desk.clock.now();
+        let (head, entry, value) = self.current().await?;
+        let entry = SecretVersionHead { state: State::Deleted, deleted: Some(now), ..entry };
+        let tx = self.put_version(Tx::new(), &entry, value.as_ref());
+        let base = Base {
+            remote_state: State::Deleted,
+            tombstone: true,
+            ..self.base(head.current, State::Deleted, None)
+        };
+        let gone =
+            SecretHead { current: head.current, state: State::Deleted, changed: now, base: Some(base) };
+        let tx = self.put_head(tx, gone);
+        let row = self.row(Action::SyncDelete, head.current, "");
+        Ok(ChangeOfPath { tx, row: Some(row), applied: Applied::Tombstoned })
+    }
+
+    /// Neither side has it any more.
+    fn without_base(&self) -> ChangeOfPath {
+        let tx = match self.head {
+            Some(head) => self.put_head(Tx::new(), SecretHead { base: None, ..head.clone() }),
+            None => Tx::new(),
+        };
+        ChangeOfPath { tx, row: None, applied: Applied::Unchanged }
+    }
+
+    /// What is agreed now. Without a value the fingerprint of the last one is kept: it may come back.
+    fn base(&self, local_version: Version, local_state: State, secret: Option<&RemoteSecret>) -> Base {
+        let before = self.head.and_then(|head| head.copy_of(&self.at.backend.id));
+        let token = secret.and_then(RemoteSecret::seen).map(|seen| seen.token);
+        Base {
+            backend: self.at.backend.id.clone(),
+            remote_name: self.at.name.as_str().into(),
+            token: token.unwrap_or_default(),
+            remote_version: match secret {
+                Some(secret) => secret.remote_version.clone(),
+                None => before.map(|base| base.remote_version.clone()).unwrap_or_default(),
+            },
+            fingerprint: match secret {
+                Some(secret) => Some(self.desk.fingerprint(self.at.tenant, secret.kind, &secret.value)),
+                // Ours may be another value by now, and then it was never agreed.
+                None => {
+                    before.filter(|_| self.local == Local::Same).and_then(|base| base.fingerprint.clone())
+                }
+            },
+            remote_state: State::Active,
+            local_version,
+            local_state,
+            verified: self.asked,
+            tombstone: false,
+        }
+    }
+
+    async fn current(&self) -> Result<(&SecretHead, SecretVersionHead, Option<SecretValue>), StoreError> {
+        let head = self.head.expect("what is changed in place is there");
+        let key = version_key(self.at.tenant, self.at.path.as_str(), head.current);
+        let (entry, value) =
+            self.desk.records.get_secret::<SecretVersionHead>(&key).await?.ok_or_else(|| {
+                StoreError::Corrupt("the head of a secret names a version that is not there".into())
+            })?;
+        Ok((head, entry, value))
+    }
+
+    fn put_version(&self, tx: Tx, entry: &SecretVersionHead, value: Option<&SecretValue>) -> Tx {
+        let key = version_key(self.at.tenant, self.at.path.as_str(), entry.version);
+        let sealed = self.desk.records.seal_secret(&key, entry, value);
+        tx.put(key, sealed)
+    }
+
+    fn put_head(&self, tx: Tx, head: SecretHead) -> Tx {
+        let key: Key = secret_key(self.at.tenant, self.at.path);
+        let sealed = self.desk.records.seal(&key, &head);
+        tx.put(key, sealed)
+    }
+
+    fn row(&self, action: Action, version: Version, remote_version: &str) -> AuditRow {
+        let mut row = AuditRow::of_control_plane(
+            self.at.tenant.clone(),
+            action,
+            self.at.path.as_str(),
+            self.desk.clock.now(),
+        );
+        row.backend = Some(self.at.backend.id.to_string());
+        row.remote_name = Some(self.at.name.as_str().into());
+        row.version = Some(version);
+        row.remote_version = (!remote_version.is_empty()).then(|| remote_version.into());
+        row.source = Some(Source::Sync.as_str().into());
+        row
+    }
+}
+
+async fn observe(at: &At<'_>, backend: &Background<OwnLeases>, base: Option<&Base>) -> Observed {
+    let secret = match backend.read(at.name).await {
+        Ok(secret) => secret,
+        Err(failed) => return Observed::without_value(&failed),
+    };
+    if secret.kind.check(secret.value.expose()).is_err() {
+        return Observed::Unreadable(SkipReason::TooLarge, "the value is larger than 1 MiB".into());
+    }
+    match past(at, backend, base, &secret).await {
+        Ok(past) => Observed::Value { secret, past },
+        Err(failed) => Observed::without_value(&failed),
+    }
+}
+
+impl Observed {
+    fn without_value(failed: &Failed) -> Observed {
+        match failed.cause {
+            BackendError::NotFound | BackendError::NotActive(State::Deleted | State::Destroyed) => {
+                Observed::Gone
+            }
+            BackendError::NotActive(state) => Observed::Inactive(state),
+            BackendError::Forbidden => Observed::Unreadable(SkipReason::Forbidden, String::new()),
+            BackendError::TooLarge => Observed::Unreadable(SkipReason::TooLarge, String::new()),
+            BackendError::Unrepresentable => Observed::Unreadable(SkipReason::Charset, String::new()),
+            _ => Observed::Failed(failed.shown.message.to_string()),
+        }
+    }
+}
+
+/// The versions between the agreed one and `secret`, or the last few of a secret that is new here. Only where the store
+/// counts its versions, so that it is known which ones those are.
+async fn past(
+    at: &At<'_>,
+    backend: &Background<OwnLeases>,
+    base: Option<&Base>,
+    secret: &RemoteSecret,
+) -> Result<Vec<Past>, Failed> {
+    let Ok(current) = secret.remote_version.parse::<u64>() else { return Ok(Vec::new()) };
+    let base = base.filter(|base| base.remote_name == at.name.as_str());
+    // A version that is brought back is one that is known; a lower one is of another secret of this name.
+    let known =
+        base.and_then(|base| base.remote_version.parse::<u64>().ok()).filter(|known| *known <= current);
+    let first = known.map_or(1, |known| known + 1);
+    // A history that is longer than was asked for is cut, also where a cycle missed much of it.
+    let first = first.max((current + 1).saturating_sub(at.backend.sync.history_depth.into()));
+    if first >= current {
+        return Ok(Vec::new());
+    }
+    let mut past = Vec::new();
+    for line in backend.history(at.name).await? {
+        if !line.remote_version.parse::<u64>().is_ok_and(|version| (first..current).contains(&version)) {
+            continue;
+        }
+        let (state, secret) = match line.state {
+            State::Active => match backend.read_version(at.name, &line.remote_version).await {
+                Ok(secret) if secret.kind.check(secret.value.expose()).is_ok() => {
+                    (State::Active, Some(secret))
+                }
+                // It went while it was read, or is too large to be kept: what is left is that it was there.
+                Ok(_) => (State::Destroyed, None),
+                Err(Failed { cause: BackendError::NotActive(state), .. }) => (state, None),
+                Err(Failed { cause: BackendError::NotFound, .. }) => (State::Destroyed, None),
+                Err(failed) => return Err(failed),
+            },
+            state => (state, None),
+        };
+        past.push(Past { remote_version: line.remote_version, created: line.created, state, secret });
+    }
+    Ok(past)
+}
+
+/// Compares single copies with their backends, for readers who want them fresher than the last cycle left them.
+pub struct Refresher {
+    desk: Desk,
+    configurations: Arc<Configurations>,
+    connections: Arc<Connections>,
+    turns: Semaphore,
+}
+
+impl std::fmt::Debug for Refresher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Refresher").finish_non_exhaustive()
+    }
+}
+
+impl Refresher {
+    /// Commits to `records`.
+    pub fn new(
+        records: Records,
+        configurations: Arc<Configurations>,
+        connections: Arc<Connections>,
+        audit: Arc<Audit>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let desk = Desk { records, audit, clock };
+        Refresher { desk, configurations, connections, turns: Semaphore::new(REFRESHES) }
+    }
+
+    /// Runs a cycle for one path. What the backend has is ours when this returns.
+    ///
+    /// # Errors
+    /// `too_stale`, if the backend could not be asked.
+    pub async fn refresh(
+        &self,
+        tenant: &TenantId,
+        backend: &BackendView,
+        rule: usize,
+        path: &SecretPath,
+        name: &RemoteName,
+    ) -> Result<(), Error> {
+        let too_stale = |why: &str| {
+            Error::new(Reason::TooStale, format!("the copy is older than was asked for, and {why}"))
+                .retry_after(std::time::Duration::from_secs(1))
+        };
+        let Ok(_turn) = self.turns.try_acquire() else {
+            return Err(too_stale("too many others are being compared with their backends now"));
+        };
+        let anchor = self.configurations.of(tenant).await?.anchor;
+        let at = At { tenant, backend, path, name, rule };
+        let background = self.connections.background(tenant, backend)?;
+        let applied = tokio::time::timeout(
+            backend.timeout,
+            self.desk.read(&at, &background, Mandate::Configuration(anchor), Deleting::Now),
+        );
+        match applied.await {
+            Err(_) => Err(too_stale("the backend did not answer in time")),
+            Ok(Err(Stopped::Fenced)) => Err(too_stale("the configuration has just changed")),
+            Ok(Err(Stopped::Store(error))) => Err(error.into()),
+            Ok(Ok(Applied::Failed(why))) => Err(too_stale(&format!("it cannot be verified now: {why}"))),
+            Ok(Ok(Applied::Skipped(reason, _))) => {
+                Err(too_stale(&format!("it cannot be verified: {}", reason.as_str())))
+            }
+            Ok(Ok(Applied::LocalAhead)) => Err(too_stale("it was changed here")),
+            Ok(Ok(
+                Applied::Unchanged
+                | Applied::Created
+                | Applied::Updated
+                | Applied::Overruled
+                | Applied::Tombstoned
+                | Applied::Gone,
+            )) => Ok(()),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,666 @@
+//! Which runs there are: by the clock, by request, after a change of the configuration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use scaivault_domain::access::{Administer, Authorized, Scope};
+use scaivault_domain::audit::{Action, AuditRow, Origin};
+use scaivault_domain::backend::BackendSpec;
+use scaivault_domain::event::{Event, EventKind};
+use scaivault_domain::lease::LeaseKey;
+use scaivault_domain::mapping::Rule;
+use scaivault_domain::path::SecretPath;
+use scaivault_domain::sync::report::Counts;
+use scaivault_domain::sync::{Deletions, Local, Mode, Outcome, RunId, RunReport, Trigger};
+use scaivault_domain::time::{Clock, Timestamp};
+use scaivault_domain::view::{BackendView, Generation};
+use scaivault_domain::{Error, Reason};
+use scaivault_telemetry::Metrics;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::apply::{Desk, Stopped};
+use super::cycle::{Cycle, Done};
+use super::erase::Erasures;
+use super::jobs::{Asked, ERASE, Erase, EraseJob, SYNC, SyncJob, erase_job, new_run, next_cycle, sync_job};
+use super::runs::{Active, Lines, Runs};
+use super::states::SyncStates;
+use crate::audit::{Audit, unique};
+use crate::connections::Connections;
+use crate::model::{SecretHead, SyncState, sync_state_key};
+use crate::monitor::event_key;
+use crate::service::Configurations;
+use crate::store::jobs::{Claim, JobName, JobState, Jobs};
+use crate::store::{CommitError, Owner, Records, Space, StoreError, Tx};
+
+/// How often it is looked for what is due, besides when something is scheduled.
+const NET: Duration = Duration::from_secs(1);
+/// Cycles and erasures at the same time.
+const AT_ONCE: usize = 16;
+/// How often a change is tried again when another came in between.
+const ATTEMPTS: usize = 16;
+/// How many events of a tenant are kept.
+const EVENTS: usize = 10_000;
+/// How long a cancelled run may take to end.
+const CANCEL: Duration = Duration::from_secs(5);
+
+/// What becomes of the copies of a backend that is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// They become ordinary local secrets.
+    Detached,
+    /// They are erased.
+    Purged,
+}
+
+/// What the sync of backends is made of.
+pub struct SyncParts {
+    /// The store.
+    pub records: Records,
+    /// The jobs in it.
+    pub jobs: Jobs,
+    /// The committed configurations.
+    pub configurations: Arc<Configurations>,
+    /// The backends.
+    pub connections: Arc<Connections>,
+    /// What cycles found.
+    pub states: Arc<SyncStates>,
+    /// What runs did.
+    pub runs: Arc<Runs>,
+    /// The audit trail.
+    pub audit: Arc<Audit>,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// The sync of backends, as the API sees it.
+pub struct Syncs {
+    parts: SyncParts,
+    /// Something is due that was not when it was last looked.
+    nudge: Notify,
+}
+
+impl std::fmt::Debug for Syncs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Syncs").finish_non_exhaustive()
+    }
+}
+
+impl Syncs {
+    /// Made of `parts`.
+    pub fn new(parts: SyncParts) -> Self {
+        Syncs { parts, nudge: Notify::new() }
+    }
+
+    /// The reports of runs.
+    pub fn runs(&self) -> &Runs {
+        &self.parts.runs
+    }
+
+    /// What cycles found.
+    pub fn states(&self) -> &SyncStates {
+        &self.parts.states
+    }
+
+    /// When the next run begins; `None` while one runs, and for a backend that is not synced.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn next_run(&self, key: &LeaseKey) -> Result<Option<Timestamp>, StoreError> {
+        let job = self.parts.jobs.get::<SyncJob>(&sync_job(key)).await?;
+        Ok(job.filter(|(job, _)| job.state == JobState::Waiting).map(|(job, _)| job.due))
+    }
+
+    /// Asks for a run now. While one runs, its id is answered and at most one more is queued; consent to deletions always
+    /// is for the next one.
+    ///
+    /// # Errors
+    /// `wrong_mode`, `backend_disabled`, and `precondition_failed` for consent to what is not held back.
+    pub async fn request(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        origin: &Origin,
+        key: &LeaseKey,
+        allow_deletes: Option<RunId>,
+    ) -> Result<RunId, Error> {
+        let SyncParts { records, jobs, configurations, runs, audit, clock, .. } = &self.parts;
+        let configuration = configurations.of(&key.tenant).await?;
+        let (record, _) = configuration.backend(&key.backend)?;
+        if !record.spec.enabled {
+            return Err(Error::backend_disabled(&record.spec.name));
+        }
+        if !record.spec.is_synced() {
+            return Err(Error::new(
+                Reason::WrongMode,
+                "a backend in proxy mode has nothing to sync: every read is current",
+            )
+            .next("read the secret through ScaiVault; the backend answers"));
+        }
+        if let Some(run) = &allow_deletes
+            && !self.parts.states.of(key).await?.0.held_back.as_ref().is_some_and(|(held, _)| held == run)
+        {
+            return Err(Error::field(
+                Reason::PreconditionFailed,
+                "/allow_deletes",
+                "is not the last run, or held no deletion back",
+            )
+            .next("see the backend's status for the run whose deletions wait"));
+        }
+        let name = sync_job(key);
+        for _ in 0..ATTEMPTS {
+            let now = clock.now();
+            let fresh = new_run(now);
+            let mut queued = fresh.clone();
+            let ask = |asked: &mut Asked| {
+                queued = asked.run.get_or_insert(fresh.clone()).clone();
+                asked.allow_deletes = asked.allow_deletes.take().or(allow_deletes.clone());
+            };
+            let Some(tx) = jobs.ask(Tx::new(), &name, ask).await? else {
+                return Err(
+                    Error::new(Reason::Unavailable, "the backend is being configured").next("try again")
+                );
+            };
+            let tx = match queued == fresh {
+                true => runs.put(tx, key, &begun(key, fresh, Trigger::Manual, now)),
+                false => tx,
+            };
+            let mut row =
+                AuditRow::new(allowed.caller(), origin, Action::SyncRun, record.spec.name.as_str(), now);
+            row.backend = Some(key.backend.to_string());
+            match records.store().commit(audit.stage(tx, &row)).await {
+                Ok(_) => {
+                    self.nudge.notify_one();
+                    let running = runs.progress(key).map(|(run, _)| run);
+                    return Ok(running.filter(|_| allow_deletes.is_none()).unwrap_or(queued));
+                }
+                Err(CommitError::Precondition(_)) => {}
+                Err(CommitError::Unavailable(error)) => return Err(error.into()),
+            }
+        }
+        Err(Error::new(Reason::Unavailable, "too many changes at once").next("try again"))
+    }
+
+    /// Ends a run. What it committed stays.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn cancel(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        origin: &Origin,
+        key: &LeaseKey,
+        run: &RunId,
+    ) -> Result<RunReport, Error> {
+        let SyncParts { runs, audit, clock, .. } = &self.parts;
+        let report = runs.report(key, run).await?;
+        if report.ended.is_some() {
+            return Ok(report);
+        }
+        let mut row = AuditRow::new(allowed.caller(), origin, Action::SyncRun, run.as_str(), clock.now());
+        row.backend = Some(key.backend.to_string());
+        audit.record(row).await?;
+        runs.cancel(key, run);
+        runs.wait(key, run, CANCEL).await
+    }
+
+    /// Adds to the transaction that changes a backend's configuration what its sync has to do about it: the change
+    /// schedules a run, ends one that runs by the old configuration, and has copies erased that are served no longer.
+    ///
+    /// # Errors
+    /// `local_ahead`, unless `force`, if secrets would be erased that were changed here.
+    pub async fn reconfigure(
+        &self,
+        tx: Tx,
+        key: &LeaseKey,
+        generation: Generation,
+        change: &Reconfiguration<'_>,
+    ) -> Result<Tx, Error> {
+        let SyncParts { records, jobs, states, clock, .. } = &self.parts;
+        let now = clock.now();
+        let (before, after) = (change.before, change.after);
+        let (state, found) = states.of(key).await?;
+        let at = sync_state_key(key);
+        let mut tx = tx;
+        match after {
+            Some(after) if after.is_synced() => {
+                if before.is_some_and(|before| same_sync(before, after)) {
+                    return Ok(tx);
+                }
+                let kept = kept_state(&state, before, after);
+                tx = tx.expect_as_found(at.clone(), found).put(at.clone(), records.seal(&at, &kept));
+                let name = sync_job(key);
+                tx = match after.enabled {
+                    true => jobs.schedule(tx, &name, now, &SyncJob::new(key, Trigger::Configuration, now)),
+                    false => jobs.unschedule(tx, &name),
+                };
+            }
+            Some(_) | None => {
+                tx = jobs.unschedule(tx.expect_as_found(at.clone(), found).delete(at), &sync_job(key));
+            }
+        }
+        let Some(before) = before.filter(|before| before.is_synced()) else { return Ok(tx) };
+        let what = match (after, change.leaving) {
+            (Some(after), _) => {
+                if change.losing == Losing::Refused {
+                    self.check_ahead(key, before, after).await?;
+                }
+                Erase::Proxied
+            }
+            (None, Leaving::Purged) => Erase::Everything,
+            (None, Leaving::Detached) => return Ok(tx),
+        };
+        let job = EraseJob { tenant: key.tenant.clone(), backend: key.backend.clone(), generation, what };
+        Ok(jobs.schedule(tx, &erase_job(key), now, &job))
+    }
+
+    /// Looks for what is due now, instead of in a moment.
+    pub fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+
+    /// Refuses to erase what is only here.
+    async fn check_ahead(
+        &self,
+        key: &LeaseKey,
+        before: &BackendSpec,
+        after: &BackendSpec,
+    ) -> Result<(), Error> {
+        let mode = |spec: &BackendSpec, path: &SecretPath| {
+            spec.mapping
+                .forward(path)
+                .map(|(rule, _)| spec.sync.of(spec.mode, &spec.mapping.rules()[rule]).mode)
+        };
+        let heads =
+            self.parts.records.scan_all::<SecretHead>(&Owner::from(&key.tenant), Space::Secret, "").await?;
+        let ahead: Vec<String> = heads
+            .into_iter()
+            .filter(|(name, head, _)| {
+                let Ok(path) = SecretPath::check(name) else { return false };
+                let local = Local::of(Some((head.current, head.state)), head.base.as_ref(), &key.backend);
+                matches!(local, Local::Changed | Local::Revived)
+                    && mode(before, &path) == Some(Mode::Sync)
+                    && mode(after, &path) == Some(Mode::Proxy)
+            })
+            .map(|(name, ..)| name)
+            .collect();
+        let Some(first) = ahead.first() else { return Ok(()) };
+        let others = ahead.len() - 1;
+        let more = if others > 0 { format!(" and {others} more") } else { String::new() };
+        Err(Error::new(Reason::LocalAhead, format!("`{first}`{more} was changed here and would be erased")))
+    }
+}
+
+/// Whether copies that were changed here may be erased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Losing {
+    /// They may not.
+    Refused,
+    /// The caller accepts it.
+    Accepted,
+}
+
+/// A change of a backend's configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Reconfiguration<'a> {
+    /// What it was; `None`: it is new.
+    pub before: Option<&'a BackendSpec>,
+    /// What it will be; `None`: it is deleted.
+    pub after: Option<&'a BackendSpec>,
+    /// What becomes of the copies of a backend that is deleted.
+    pub leaving: Leaving,
+    /// Whether copies that were changed here may be erased.
+    pub losing: Losing,
+}
+
+/// Whether a sync would do the same under both configurations.
+fn same_sync(before: &BackendSpec, after: &BackendSpec) -> bool {
+    let key = |spec: &BackendSpec| {
+        (spec.provider.clone(), spec.mapping.clone(), spec.mode, spec.sync.clone(), spec.enabled)
+    };
+    key(before) == key(after)
+}
+
+/// What is still known after a change: nothing of rules that are new, or lead elsewhere now.
+fn kept_state(state: &SyncState, before: Option<&BackendSpec>, after: &BackendSpec) -> SyncState {
+    let mut kept = state.clone();
+    let same_store = before.is_some_and(|before| before.provider.target() == after.provider.target());
+    let is = |spec: &BackendSpec, rule: &Rule, pattern: &str| {
+        rule.pattern.as_str() == pattern && spec.sync.of(spec.mode, rule).mode == Mode::Sync
+    };
+    let rule = |spec: &BackendSpec, pattern: &str| {
+        spec.mapping.rules().iter().position(|rule| is(spec, rule, pattern))
+    };
+    kept.rules.retain(|pattern, _| {
+        let (Some(before), Some(now)) =
+            (before.and_then(|before| Some((before, rule(before, pattern)?))), rule(after, pattern))
+        else {
+            return false;
+        };
+        // What stands before a rule decides which paths are left to it.
+        let (before, was) = before;
+        same_store && before.mapping.rules()[..=was] == after.mapping.rules()[..=now]
+    });
+    kept.due.retain(|pattern, _| kept.rules.contains_key(pattern));
+    if kept.rules.len() != state.rules.len() {
+        kept.skipped.clear();
+    }
+    kept.exceptions.retain(|path, _| after.mapping.forward(path).is_some());
+    kept
+}
+
+fn begun(key: &LeaseKey, run_id: RunId, trigger: Trigger, started: Timestamp) -> RunReport {
+    RunReport {
+        run_id,
+        backend: key.backend.clone(),
+        trigger,
+        started,
+        ended: None,
+        outcome: None,
+        counts: Counts::default(),
+        calls: Default::default(),
+        held_back: None,
+        class: None,
+        message: String::new(),
+    }
+}
+
+/// Runs what is due.
+pub struct Scheduler {
+    sync: Arc<Syncs>,
+    erasures: Erasures,
+}
+
+impl std::fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scheduler").finish_non_exhaustive()
+    }
+}
+
+impl Scheduler {
+    /// Runs the jobs of `sync`, and `erasures`.
+    pub fn new(sync: Arc<Syncs>, erasures: Erasures) -> Self {
+        Scheduler { sync, erasures }
+    }
+
+    /// Claims and runs what is due, until told to stop. What runs then is left to the next process.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let jobs = &self.sync.parts.jobs;
+        match jobs.release_abandoned().await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "jobs of an earlier process are taken up"),
+            Err(error) => tracing::warn!(%error, "jobs of an earlier process wait for their claims to end"),
+        }
+        let mut running: JoinSet<()> = JoinSet::new();
+        loop {
+            let mut wait = NET;
+            while running.try_join_next().is_some() {}
+            for kind in [SYNC, ERASE] {
+                let room = AT_ONCE.saturating_sub(running.len());
+                match jobs.due(kind, room).await {
+                    Ok(due) => {
+                        let now = self.sync.parts.clock.now();
+                        let next = due.next.map_or(NET, |next| next.since(now));
+                        wait = wait.min(next.max(Duration::from_millis(10)));
+                        for name in due.jobs {
+                            self.clone().begin(kind, name, &mut running).await;
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, "what is due cannot be read"),
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.sync.nudge.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+                Some(_) = running.join_next(), if !running.is_empty() => {}
+            }
+        }
+        running.shutdown().await;
+    }
+
+    async fn begin(self: Arc<Self>, kind: &str, name: JobName, running: &mut JoinSet<()>) {
+        let jobs = &self.sync.parts.jobs;
+        if kind == SYNC {
+            match jobs.claim::<SyncJob>(&name).await {
+                Ok(Some(claim)) => {
+                    running.spawn(async move { self.sync(claim).await });
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, job = name.as_str(), "a job cannot be claimed"),
+            }
+        } else {
+            match jobs.claim::<EraseJob>(&name).await {
+                Ok(Some(claim)) => {
+                    running.spawn(async move { self.erase(claim).await });
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, job = name.as_str(), "a job cannot be claimed"),
+            }
+        }
+    }
+
+    async fn erase(&self, claim: Claim<EraseJob>) {
+        let SyncParts { records, jobs, .. } = &self.sync.parts;
+        match jobs.hold(&claim, self.erasures.run(&claim)).await {
+            Some(Ok(())) => {
+                let tx = jobs.finish::<_, EraseJob>(Tx::new(), &claim, None);
+                if let Err(error) = records.store().commit(tx).await {
+                    tracing::warn!(%error, "an erasure that is done will be done again");
+                }
+            }
+            Some(Err(Stopped::Fenced)) => {
+                // The configuration has changed: what is left to erase is decided by the new one.
+                let next = (self.sync.parts.clock.now(), &claim.payload);
+                let _ = records.store().commit(jobs.finish(Tx::new(), &claim, Some(next))).await;
+            }
+            Some(Err(Stopped::Store(error))) => tracing::warn!(%error, "an erasure is taken up again later"),
+            None => {}
+        }
+    }
+
+    async fn sync(&self, claim: Claim<SyncJob>) {
+        let key = claim.payload.key();
+        let asked = match self.sync.parts.jobs.asked::<_, Asked>(&claim).await {
+            Ok(asked) => asked.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%error, backend.id = %key.backend, "a run waits for the store");
+                return;
+            }
+        };
+        let run = asked.run.clone().unwrap_or_else(|| claim.payload.run.clone());
+        let active = self.sync.parts.runs.begin(&key, run.clone());
+        match self.run_one(&claim, &key, &asked, &active).await {
+            Ok(()) => {}
+            Err(Stopped::Fenced) => {
+                tracing::info!(backend.id = %key.backend, %run, "a run ends: it lost its job")
+            }
+            Err(Stopped::Store(error)) => {
+                tracing::warn!(%error, backend.id = %key.backend, %run, "a run is taken up again later");
+            }
+        }
+        self.sync.parts.runs.end(&key, &run);
+    }
+
+    async fn run_one(
+        &self,
+        claim: &Claim<SyncJob>,
+        key: &LeaseKey,
+        asked: &Asked,
+        active: &Active,
+    ) -> Result<(), Stopped> {
+        let SyncParts { records, jobs, configurations, connections, states, runs, audit, clock, .. } =
+            &self.sync.parts;
+        let configuration = configurations.of(&key.tenant).await?;
+        let backend = configuration.views().iter().find(|view| view.id == key.backend && view.enabled);
+        let Some(backend) = backend.filter(|view| !view.rules_in(Mode::Sync).is_empty()) else {
+            // The change that made it so has fenced the job off, or is about to.
+            return Err(Stopped::Fenced);
+        };
+        let started = clock.now();
+        let (state, _) = states.of(key).await?;
+        let trigger = if asked.run.is_some() { Trigger::Manual } else { claim.payload.trigger };
+        let rules = due_rules(backend, &state, trigger, started);
+        let held_back = state.held_back.as_ref().map(|(run, _)| run);
+        let allowed = asked.allow_deletes.is_some() && asked.allow_deletes.as_ref() == held_back;
+
+        let begun = match runs.report(key, &active.run).await {
+            Ok(report) => RunReport { started, ..report },
+            Err(_) => begun(key, active.run.clone(), trigger, started),
+        };
+        commit(records, runs.put(claim.fence(Tx::new()), key, &begun)).await?;
+        tracing::debug!(backend.id = %key.backend, backend.name = %backend.name, run = %active.run, "a sync begins");
+        let desk = Desk { records: records.clone(), audit: audit.clone(), clock: clock.clone() };
+        let cycle = Cycle {
+            desk: &desk,
+            connections,
+            key,
+            backend,
+            rules: &rules,
+            claim,
+            state: &state,
+            deletions: if allowed { Deletions::Allowed } else { Deletions::Guarded },
+            progress: &active.progress,
+            cancel: &active.cancel,
+        };
+        let done = jobs.hold(claim, cycle.run()).await.ok_or(Stopped::Fenced)??;
+        self.end(claim, key, backend, &rules, begun, &state, done).await?;
+        if let Err(error) = runs.trim(key).await {
+            tracing::warn!(%error, "old reports are forgotten later");
+        }
+        if let Err(error) = records.trim(&Owner::from(&key.tenant), Space::Event, "", EVENTS).await {
+            tracing::warn!(%error, "old events are forgotten later");
+        }
+        Ok(())
+    }
+
+    /// One commit: what is known now, the report, the event, and when the next cycle begins.
+    #[expect(clippy::too_many_arguments, reason = "everything that a run knows goes into its last commit")]
+    async fn end(
+        &self,
+        claim: &Claim<SyncJob>,
+        key: &LeaseKey,
+        backend: &BackendView,
+        rules: &[usize],
+        begun: RunReport,
+        state: &SyncState,
+        done: Done,
+    ) -> Result<(), Stopped> {
+        let SyncParts { records, jobs, runs, clock, metrics, .. } = &self.sync.parts;
+        let now = clock.now();
+        let took = now.since(begun.started);
+        let run = begun.run_id.clone();
+        let mut next = done.state.unwrap_or_else(|| state.clone());
+        next.last_run = Some((run.clone(), begun.started, done.outcome));
+        next.last_skipped = done.counts.skipped;
+        match done.outcome {
+            Outcome::Complete | Outcome::Partial => {
+                next.failures = 0;
+                next.last_sync = Some((now, u64::try_from(took.as_millis()).unwrap_or(u64::MAX)));
+                next.held_back = done.held_back.map(|held| (run.clone(), held.deletions));
+                next.failure = String::new();
+            }
+            Outcome::Failed => {
+                next.failures = next.failures.saturating_add(1);
+                next.failure.clone_from(&done.message);
+            }
+            Outcome::Cancelled => {}
+        }
+        for index in rules {
+            let pattern = backend.mapping.rules()[*index].pattern.to_string();
+            if let Some(interval) = backend.rule(*index).interval {
+                next.due.insert(pattern, next_cycle(begun.started, interval, rand::random()));
+            }
+        }
+        let due = next.due.values().min().copied().unwrap_or(now).max(now);
+        let job = SyncJob::new(key, Trigger::Schedule, now);
+        let report = RunReport {
+            ended: Some(now),
+            outcome: Some(done.outcome),
+            counts: done.counts,
+            calls: done.calls.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+            held_back: done.held_back,
+            class: done.class.map(str::to_owned),
+            message: done.message,
+            ..begun
+        };
+        let event = event(key, backend, &report, now);
+        let synced = next.secrets;
+        let at = sync_state_key(key);
+        let event_at = event_key(&key.tenant, &event.id);
+        let mut tx = Tx::new().put(at.clone(), records.seal(&at, &next));
+        tx = runs.put(tx, key, &report);
+        tx = runs.put_lines(tx, key, &run, Lines::Skipped, &done.skipped);
+        tx = runs.put_lines(tx, key, &run, Lines::Failed, &done.failed);
+        tx = tx.put(event_at.clone(), records.seal(&event_at, &event));
+        commit(records, jobs.finish(tx, claim, Some((due, &job)))).await?;
+        let metrics = metrics.backend(&key.backend, backend.target.kind());
+        metrics.sync_run(done.outcome.as_str(), took);
+        if matches!(done.outcome, Outcome::Complete | Outcome::Partial) {
+            metrics.sync_succeeded(now);
+            let Counts { skipped, failed, local_ahead, .. } = report.counts;
+            metrics.sync_secrets(&[
+                ("synced", synced),
+                ("skipped", skipped),
+                ("failed", failed),
+                ("local_ahead", local_ahead),
+            ]);
+            metrics.conflicts_open(0);
+        }
+        tracing::info!(
+            backend.id = %key.backend, backend.name = %backend.name, %run, outcome = done.outcome.as_str(),
+            created = report.counts.created, updated = report.counts.updated,
+            tombstoned = report.counts.tombstoned, skipped = report.counts.skipped, failed = report.counts.failed,
+            "a sync ended"
+        );
+        Ok(())
+    }
+}
+
+async fn commit(records: &Records, tx: Tx) -> Result<(), Stopped> {
+    match records.store().commit(tx).await {
+        Ok(_) => Ok(()),
+        Err(CommitError::Precondition(_)) => Err(Stopped::Fenced),
+        Err(CommitError::Unavailable(error)) => Err(error.into()),
+    }
+}
+
+/// The rules that a run is about.
+fn due_rules(backend: &BackendView, state: &SyncState, trigger: Trigger, now: Timestamp) -> Vec<usize> {
+    let all = backend.rules_in(Mode::Sync);
+    let due = |index: &usize| {
+        let pattern = backend.mapping.rules()[*index].pattern.as_str();
+        state.due.get(pattern).is_none_or(|due| *due <= now)
+    };
+    match trigger {
+        Trigger::Manual | Trigger::Configuration => all,
+        Trigger::Schedule => {
+            let due: Vec<usize> = all.iter().copied().filter(due).collect();
+            if due.is_empty() { all } else { due }
+        }
+    }
+}
+
+fn event(key: &LeaseKey, backend: &BackendView, report: &RunReport, now: Timestamp) -> Event {
+    let run_id = report.run_id.clone();
+    let kind = match report.outcome {
+        Some(outcome @ (Outcome::Complete | Outcome::Partial)) => {
+            EventKind::SyncCompleted { run_id, outcome, counts: report.counts }
+        }
+        Some(Outcome::Failed | Outcome::Cancelled) | None => EventKind::SyncFailed {
+            run_id,
+            class: report.class.clone().unwrap_or_default(),
+            message: report.message.clone(),
+        },
+    };
+    Event {
+        id: unique(now),
+        tenant: key.tenant.clone(),
+        time: now,
+        backend: key.backend.clone(),
+        backend_name: backend.name.clone(),
+        kind,
+    }
+}

@@ -1,0 +1,211 @@
+//! Work on a backend that nobody waits for: it goes behind proxied reads, waits out what would only delay it, and
+//! counts its calls.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use scaivault_domain::Error;
+use scaivault_domain::mapping::RemoteName;
+use tokio::task::JoinSet;
+
+use crate::connection::{Connection, Effort, Leases};
+use crate::guard::Retry;
+use crate::survey::{Calls, Found, Step, SurveyPage};
+use crate::{BackendError, Lease, RemoteSecret, RemoteVersion, SecretBackend as _};
+
+/// Time for the pauses between attempts, whatever the attempts themselves may take.
+const PAUSES: Duration = Duration::from_secs(60);
+/// A listing may be long, and a store may take its time for it.
+const SHORTEST_SURVEY_CALL: Duration = Duration::from_secs(30);
+/// Steps of one survey at the same time.
+const STEPS_AT_ONCE: usize = 16;
+/// What one survey may find. A store that has no end is not listed for ever.
+const MOST_ENTRIES: usize = 2_000_000;
+
+/// Why there is no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{shown}")]
+pub struct Failed {
+    /// What happened, for those who decide by it.
+    pub cause: BackendError,
+    /// What happened, as people are told it.
+    pub shown: Error,
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Error {
+        failed.shown
+    }
+}
+
+/// What one run does with a backend.
+pub struct Background<L> {
+    connection: Arc<Connection<L>>,
+    timeout: Duration,
+    calls: Arc<Calls>,
+}
+
+impl<L> Clone for Background<L> {
+    fn clone(&self) -> Self {
+        let Background { connection, timeout, calls } = self;
+        Background { connection: connection.clone(), timeout: *timeout, calls: calls.clone() }
+    }
+}
+
+impl<L> fmt::Debug for Background<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Background")
+            .field("connection", &self.connection)
+            .field("calls", &self.calls)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<L: Leases> Background<L> {
+    pub(crate) fn new(connection: Arc<Connection<L>>, timeout: Duration) -> Self {
+        Background { connection, timeout, calls: Arc::default() }
+    }
+
+    /// The calls made so far, by operation; its clones count with it. What an adapter asks about mounts and about its
+    /// token is not counted: it is rare, and not for one run alone.
+    pub fn calls(&self) -> BTreeMap<&'static str, u64> {
+        self.calls.snapshot()
+    }
+
+    /// The current value of `name`, asked for now: an answer to somebody who asked earlier is not taken for it.
+    ///
+    /// # Errors
+    /// What the backend did wrong.
+    pub async fn read(&self, name: &RemoteName) -> Result<RemoteSecret, Failed> {
+        let call = |lease: Arc<Lease>| {
+            let (run, name) = (self.clone(), name.clone());
+            async move {
+                run.calls.count("read");
+                run.connection.backend().read(&lease, &name).await
+            }
+        };
+        self.connection.guarded(self.effort(self.timeout), call).await
+    }
+
+    /// The value of a version of `name`.
+    ///
+    /// # Errors
+    /// What the backend did wrong; `NotFound` if it no longer has the version, `NotActive` if that has no value.
+    pub async fn read_version(
+        &self,
+        name: &RemoteName,
+        remote_version: &str,
+    ) -> Result<RemoteSecret, Failed> {
+        let call = |lease: Arc<Lease>| {
+            let (run, name, version) = (self.clone(), name.clone(), remote_version.to_owned());
+            async move {
+                run.calls.count("read");
+                run.connection.backend().read_version(&lease, &name, &version).await
+            }
+        };
+        self.connection.guarded(self.effort(self.timeout), call).await
+    }
+
+    /// The versions that the backend still knows of, oldest first.
+    ///
+    /// # Errors
+    /// What the backend did wrong.
+    pub async fn history(&self, name: &RemoteName) -> Result<Vec<RemoteVersion>, Failed> {
+        let call = |lease: Arc<Lease>| {
+            let (run, name) = (self.clone(), name.clone());
+            async move {
+                run.calls.count("metadata");
+                run.connection.backend().history(&lease, &name).await
+            }
+        };
+        self.connection.guarded(self.effort(self.timeout), call).await
+    }
+
+    /// Begins to look at every secret below `root` (`None`: in the whole store).
+    pub fn survey(&self, root: Option<&RemoteName>) -> Survey<L> {
+        let open = vec![Step::Tree(root.cloned())];
+        Survey { run: self.clone(), open, taken: JoinSet::new(), entries: 0, failed: None }
+    }
+
+    async fn step(self, step: Step) -> Result<Found, Failed> {
+        let step = Arc::new(step);
+        let call = |lease: Arc<Lease>| {
+            let (run, step) = (self.clone(), step.clone());
+            async move { run.connection.backend().survey(&lease, &step, &run.calls).await }
+        };
+        self.connection.guarded(self.effort(self.timeout.max(SHORTEST_SURVEY_CALL)), call).await
+    }
+
+    fn effort(&self, attempt: Duration) -> Effort {
+        Effort { retry: Retry::BACKGROUND, attempt, whole: attempt * 4 + PAUSES }
+    }
+}
+
+/// A survey on its way. Dropping it ends its calls.
+pub struct Survey<L> {
+    run: Background<L>,
+    /// The last one is taken first, so that few wait.
+    open: Vec<Step>,
+    /// In tasks of their own: what holds a place at the store must not stand still because nobody asks for a page.
+    taken: JoinSet<Result<Found, Failed>>,
+    entries: usize,
+    failed: Option<Failed>,
+}
+
+impl<L> fmt::Debug for Survey<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Survey")
+            .field("open", &self.open.len())
+            .field("taken", &self.taken.len())
+            .field("entries", &self.entries)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<L: Leases> Survey<L> {
+    /// The next part, in no order. `None` says that there is no more, and is said only if everything was looked at.
+    ///
+    /// A store that keeps to its protocol has no secret given twice. The call may be dropped and made again.
+    ///
+    /// # Errors
+    /// What the backend did wrong, again and again: half a survey never looks like a whole one.
+    pub async fn next(&mut self) -> Result<Option<SurveyPage>, Failed> {
+        loop {
+            if let Some(failed) = &self.failed {
+                return Err(failed.clone());
+            }
+            while self.taken.len() < STEPS_AT_ONCE
+                && let Some(step) = self.open.pop()
+            {
+                self.taken.spawn(self.run.clone().step(step));
+            }
+            let Some(taken) = self.taken.join_next().await else { return Ok(None) };
+            match self.take(taken.unwrap_or_else(|_| Err(self.run.connection.failed(ENDED)))) {
+                Ok(page) if page == SurveyPage::default() => {}
+                Ok(page) => return Ok(Some(page)),
+                Err(failed) => {
+                    self.taken.abort_all();
+                    self.failed = Some(failed);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, found: Result<Found, Failed>) -> Result<SurveyPage, Failed> {
+        let Found { page, next } = found?;
+        self.entries += page.secrets.len() + page.forbidden.len() + next.len();
+        if self.entries > MOST_ENTRIES {
+            return Err(self.run.connection.failed(BackendError::TooLarge));
+        }
+        self.open.extend(next);
+        Ok(page)
+    }
+}
+
+/// The step's task panicked, or the runtime is going down.
+const ENDED: BackendError = BackendError::Unreachable("the call was ended before its answer came");
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use scaivault_domain::Reason;
+use scaivault_domain::backend::{BackendId, KvMount, KvVersion, Target, VaultTarget};
+use scaivault_domain::lease::LeaseKey;
+use scaivault_domain::mapping::PathMapping;
+use scaivault_domain::secret::State;
+use scaivault_domain::sync::{Mode, SyncSettings};
+use scaivault_domain::tenant::{BackendName, TenantId};
+use scaivault_domain::view::BackendView;
+
+use super::*;
+use crate::connection::Connections;
+use crate::testing::{Reply, Server, json, lease, with_header};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const LOOKUP: &str = "/v1/auth/token/lookup-self";
+const DENIED: &str = r#"{"errors":["permission denied"]}"#;
+const VALUE: &str = r#"{"data":{"data":{"a":1},"metadata":{"created_time":"2026-01-01T00:00:00Z","deletion_time":"",
+    "destroyed":false,"version":1}}}"#;
+const DELETED: &str = r#"{"data":{"data":null,"metadata":{"created_time":"2026-01-01T00:00:00Z",
+    "deletion_time":"2026-01-02T00:00:00Z","destroyed":false,"version":1}}}"#;
+
+/// Leases on `token 1`, `token 2` and so on, another one for every refusal.
+#[derive(Default)]
+struct Logins(Mutex<usize>);
+
+impl Leases for Logins {
+    async fn lease(&self, _: &LeaseKey, refused: Option<&str>) -> Result<Arc<Lease>, Error> {
+        let mut current = self.0.lock().expect("no test panicked with it");
+        let held = lease(&format!("token {current}"));
+        if refused.is_some_and(|refused| held.id == refused) {
+            *current += 1;
+        }
+        Ok(Arc::new(lease(&format!("token {current}"))))
+    }
+}
+
+/// No login can be made.
+struct NoLogin(Reason);
+
+impl Leases for NoLogin {
+    async fn lease(&self, _: &LeaseKey, _: Option<&str>) -> Result<Arc<Lease>, Error> {
+        Err(Error::new(self.0, "no login"))
+    }
+}
+
+fn run<L: Leases>(server: &Server, leases: L) -> Background<L> {
+    let kv = Some(KvMount { path: "kv".into(), version: KvVersion::V2 });
+    let backend = BackendView {
+        id: BackendId::from_random([1; 10]),
+        name: BackendName::parse("prod").expect("a name"),
+        target: Target::HashicorpVault(VaultTarget { kv, ..server.target() }),
+        mapping: PathMapping::parse([("a/**", "kv/data/**")]).expect("a mapping"),
+        mode: Mode::Sync,
+        sync: SyncSettings::default(),
+        enabled: true,
+        timeout: TIMEOUT,
+    };
+    let tenant = TenantId::parse("acme").expect("a tenant");
+    let connection = Connections::new(Arc::new(leases)).of(&tenant, &backend).expect("a connection");
+    connection.background(TIMEOUT)
+}
+
+fn name(text: &str) -> RemoteName {
+    RemoteName::with_literal(text, 2)
+}
+
+async fn surveyed<L: Leases>(run: &Background<L>) -> Result<BTreeSet<String>, Failed> {
+    let (mut survey, mut names) = (run.survey(Some(&name("kv/data"))), BTreeSet::new());
+    while let Some(page) = survey.next().await? {
+        names.extend(page.secrets.into_iter().map(|secret| secret.name.as_str().to_owned()));
+    }
+    Ok(names)
+}
+
+/// HashiCorp Vault with a hundred secrets in ten folders.
+fn hundred(path: &str) -> Reply {
+    let keys = |text: &str, end: &str| {
+        let keys: Vec<_> = (0..10).map(|n| format!("\"{text}{n}{end}\"")).collect();
+        json(200, &format!(r#"{{"data":{{"keys":[{}]}}}}"#, keys.join(",")))
+    };
+    match path.strip_prefix("/v1/kv/metadata") {
+        None => json(404, r#"{"warnings":["Invalid path for a versioned K/V secrets engine."]}"#),
+        Some(path) if path.starts_with('?') => keys("f", "/"),
+        Some(path) if path.contains('?') => keys("s", ""),
+        Some(_) => json(
+            200,
+            r#"{"data":{"current_version":1,"versions":{"1":{"created_time":"2026-01-01T00:00:00Z",
+                "deletion_time":"","destroyed":false}}}}"#,
+        ),
+    }
+}
+
+#[tokio::test]
+async fn a_survey_finds_everything_and_counts_its_calls() {
+    let server = Server::start(hundred).await;
+    let run = run(&server, Logins::default());
+    assert_eq!(surveyed(&run).await.expect("a survey").len(), 100);
+    assert_eq!(run.calls(), BTreeMap::from([("scan", 1), ("list", 1 + 1 + 10), ("metadata", 100)]));
+    assert_eq!(server.paths().len(), 113);
+}
+
+#[tokio::test]
+async fn a_failure_in_the_middle_fails_the_survey_for_good() {
+    let server = Server::start(|path| match path {
+        "/v1/kv/metadata/f7/s7" => json(200, "no JSON"),
+        _ => hundred(path),
+    })
+    .await;
+    let mut survey = run(&server, Logins::default()).survey(Some(&name("kv/data")));
+    let failed = loop {
+        match survey.next().await {
+            Ok(page) => assert!(page.is_some(), "half a survey looks like a whole one"),
+            Err(failed) => break failed,
+        }
+    };
+    assert!(matches!(failed.cause, BackendError::InvalidAnswer(_)));
+    assert!(failed.shown.message.contains("prod"));
+    assert!(survey.next().await.is_err());
+}
+
+#[tokio::test]
+async fn a_lease_that_ends_in_the_middle_is_replaced() {
+    let asked = AtomicUsize::new(0);
+    let server = Server::start_with_heads(move |path, head| {
+        let is_first = head.contains("token 0");
+        match path {
+            LOOKUP => json(403, DENIED),
+            _ if is_first && asked.fetch_add(1, Ordering::SeqCst) > 40 => json(403, DENIED),
+            _ => hundred(path),
+        }
+    })
+    .await;
+    let run = run(&server, Logins::default());
+    assert_eq!(surveyed(&run).await.expect("a survey").len(), 100);
+}
+
+#[tokio::test]
+async fn a_store_that_slows_us_down_is_waited_for() {
+    let asked = AtomicUsize::new(0);
+    let server = Server::start(move |path| match asked.fetch_add(1, Ordering::SeqCst) {
+        20 => with_header(429, "retry-after: 0", "{}"),
+        21..24 => json(503, "{}"),
+        _ => hundred(path),
+    })
+    .await;
+    assert_eq!(surveyed(&run(&server, Logins::default())).await.expect("a survey").len(), 100);
+}
+
+#[tokio::test]
+async fn reads_say_what_happened_so_that_it_can_be_decided_by() {
+    let server = Server::start(|path| match path {
+        LOOKUP => json(200, "{}"),
+        "/v1/kv/data/x" | "/v1/kv/data/x?version=1" => json(200, VALUE),
+        "/v1/kv/data/deleted" => json(404, DELETED),
+        "/v1/kv/data/mine" => json(403, DENIED),
+        _ => json(404, r#"{"errors":[]}"#),
+    })
+    .await;
+    let run = run(&server, Logins::default());
+    let cause = async |path| run.read(&name(path)).await.map(drop).map_err(|failed| failed.cause);
+    assert_eq!(cause("kv/data/x").await, Ok(()));
+    assert_eq!(cause("kv/data/none").await, Err(BackendError::NotFound));
+    assert_eq!(cause("kv/data/deleted").await, Err(BackendError::NotActive(State::Deleted)));
+    assert_eq!(cause("kv/data/mine").await, Err(BackendError::Forbidden));
+    assert!(run.read_version(&name("kv/data/x"), "1").await.is_ok());
+    assert_eq!(run.calls(), BTreeMap::from([("read", 5)]));
+}
+
+#[tokio::test]
+async fn reads_of_the_background_share_no_call() {
+    let server = Server::start(|_| json(200, VALUE)).await;
+    let (run, name) = (run(&server, Logins::default()), name("kv/data/x"));
+    let (one, other) = tokio::join!(run.read(&name), run.read(&name));
+    assert!(one.is_ok() && other.is_ok());
+    assert_eq!(server.paths().len(), 2);
+}
+
+#[tokio::test]
+async fn why_there_is_no_login_is_a_class_too() {
+    let server = Server::start(|_| json(200, VALUE)).await;
+    for (reason, class) in [
+        (Reason::BackendUnreachable, crate::Class::Transient),
+        (Reason::BackendTimeout, crate::Class::Transient),
+        (Reason::NoLease, crate::Class::Transient),
+        (Reason::BackendThrottled, crate::Class::Throttled),
+        (Reason::BackendLoginFailed, crate::Class::Auth),
+    ] {
+        let failed = run(&server, NoLogin(reason)).read(&name("kv/data/x")).await.expect_err("no login");
+        assert_eq!(failed.cause.class(), class, "{reason:?}");
+    }
+}

@@ -531,7 +531,7 @@ impl Source for Publishing {
     ) -> Result<Vec<Found>, Status> {
         let mut found = Vec::new();
         let mut bytes = 0;
-        let reads = keys.to_vec().into_iter().map(|key| async move { self.find(&key).await });
+        let reads = keys.iter().cloned().map(|key| async move { self.find(&key).await });
         let mut reads = futures::stream::iter(reads).buffered(READS);
         while bytes <= enough
             && let Some(next) = reads.next().await

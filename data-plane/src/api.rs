@@ -110,8 +110,9 @@ impl SecretsService for SecretsApi {
         let (caller, view, context) = self.enter(&request).await?;
         let path = SecretPath::parse(&request.get_ref().path).map_err(status)?;
         let allowed = authorize_read(&caller, path);
-        let row = self.reader.row(&caller, &context, Action::SecretRead, &request.get_ref().path);
-        let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
+        let path = &request.get_ref().path;
+        let allowed =
+            self.reader.admit(&caller, &context, Action::SecretRead, path, allowed).await.map_err(status)?;
         let message = request.get_ref();
         let route = view.mounts.route(allowed.path());
         if message.version != 0 && !matches!(route, Route::Proxied { .. }) {
@@ -181,9 +182,10 @@ impl SecretsService for SecretsApi {
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         let (caller, view, context) = self.enter(&request).await?;
         let path = SecretPath::parse(&request.get_ref().path).map_err(status)?;
-        let row = self.reader.row(&caller, &context, Action::SecretWrite, path.as_str());
         let allowed = authorize_write(&caller, path);
-        let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
+        let path = &request.get_ref().path;
+        let allowed =
+            self.reader.admit(&caller, &context, Action::SecretWrite, path, allowed).await.map_err(status)?;
         self.refuse_federated(&view, &caller, &context, Action::SecretWrite, allowed.path()).await?;
         let mut upstream = self.upstream.clone();
         let written = self.forward(upstream.put(forwarded(request))).await?;
@@ -196,9 +198,10 @@ impl SecretsService for SecretsApi {
     ) -> Result<Response<pb::DeleteResponse>, Status> {
         let (caller, view, context) = self.enter(&request).await?;
         let path = SecretPath::parse(&request.get_ref().path).map_err(status)?;
-        let row = self.reader.row(&caller, &context, Action::SecretDelete, path.as_str());
         let allowed = authorize_delete(&caller, path);
-        let allowed = self.reader.close_refusal(row, &context, allowed).await.map_err(status)?;
+        let path = &request.get_ref().path;
+        let allowed =
+            self.reader.admit(&caller, &context, Action::SecretDelete, path, allowed).await.map_err(status)?;
         self.refuse_federated(&view, &caller, &context, Action::SecretDelete, allowed.path()).await?;
         let mut upstream = self.upstream.clone();
         let deleted = self.forward(upstream.delete(forwarded(request))).await?;

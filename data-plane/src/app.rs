@@ -160,6 +160,14 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
             move || {
                 metrics.audit_backlog(journal.backlog().bytes);
                 metrics.leases_held(u64::try_from(known.leases_held()).unwrap_or(u64::MAX));
+                let copies = known.copies();
+                metrics.cache(copies.cache().len() as u64, copies.cache().bytes_on_disk());
+                for (key, oldest) in copies.oldest(known.now()) {
+                    let Ok(view) = known.view(&key.tenant) else { continue };
+                    if let Some(backend) = view.mounts.backends().iter().find(|b| b.id == key.backend) {
+                        metrics.backend(&backend.id, backend.target.kind()).cache_staleness(oldest);
+                    }
+                }
                 metrics.control_plane(if known.link() == Link::Ready { Health::Up } else { Health::Down });
                 metrics.render()
             }

@@ -15,7 +15,7 @@ use scaivault_domain::sync::{Deletions, Local, Mode, Outcome, RunId, RunReport, 
 use scaivault_domain::time::{Clock, Timestamp};
 use scaivault_domain::view::{BackendView, Generation};
 use scaivault_domain::{Error, Reason};
-use scaivault_telemetry::Metrics;
+use scaivault_telemetry::{Metrics, trace};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -140,7 +140,7 @@ impl Syncs {
             .next("read the secret through ScaiVault; the backend answers"));
         }
         if let Some(run) = &allow_deletes
-            && !self.parts.states.of(key).await?.0.held_back.as_ref().is_some_and(|(held, _)| held == run)
+            && self.parts.states.of(key).await?.0.held_back.as_ref().is_none_or(|(held, _)| held != run)
         {
             return Err(Error::field(
                 Reason::PreconditionFailed,
@@ -525,7 +525,13 @@ impl Scheduler {
             progress: &active.progress,
             cancel: &active.cancel,
         };
-        let done = jobs.hold(claim, cycle.run()).await.ok_or(Stopped::Fenced)??;
+        let kind = backend.target.kind();
+        let outcome = |done: &Option<Result<Done, Stopped>>| match done {
+            Some(Ok(done)) => done.outcome.as_str(),
+            Some(Err(_)) | None => "ended",
+        };
+        let done = trace::sync_run(&key.backend, kind, outcome, jobs.hold(claim, cycle.run())).await;
+        let done = done.ok_or(Stopped::Fenced)??;
         self.end(claim, key, backend, &rules, begun, &state, done).await?;
         if let Err(error) = runs.trim(key).await {
             tracing::warn!(%error, "old reports are forgotten later");

@@ -517,7 +517,7 @@ fn damage_never_makes_another_value() {
             fs::remove_file(dir.join(name)).unwrap()
         });
         survives(&node, &format!("{} is garbage", name.display()), |dir| {
-            fs::write(dir.join(name), (0..5_000).map(|at| (at * 7919 >> 3) as u8).collect::<Vec<u8>>())
+            fs::write(dir.join(name), (0..5_000).map(|at| ((at * 7919) >> 3) as u8).collect::<Vec<u8>>())
                 .unwrap();
         });
         for turn in 0..20 {

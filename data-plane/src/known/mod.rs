@@ -297,21 +297,25 @@ impl Known {
         }
     }
 
-    /// What the path of this route has, in the view in force: a copy, or the reason why there is none. What is not known
-    /// is demanded; everybody who waits for it shares the demand.
+    /// Refuses to serve copies after too long a time without the control plane.
     ///
     /// # Errors
-    /// `control_plane_unavailable` if nothing is known and nobody can be asked, `offline_too_long`.
+    /// `offline_too_long`.
+    pub fn check_values(&self) -> Result<(), Error> {
+        self.check_online(self.patience.values)
+    }
+
+    /// Demands what the path of this route has and waits for it: a copy, or the reason why there is none. Everybody who
+    /// waits for it shares the demand.
+    ///
+    /// # Errors
+    /// `control_plane_unavailable` if nobody can be asked.
     pub async fn copy(
         &self,
         key: &SecretKey,
         route: &Route,
         generation: Generation,
     ) -> Result<Result<Replica, Absence>, Error> {
-        self.check_online(self.patience.values)?;
-        if let Some(found) = self.copies.look(key, route, generation) {
-            return Ok(found);
-        }
         if !self.is_linked() {
             return Err(no_control_plane(
                 "the secret is not held here, and the control plane cannot be asked for it",

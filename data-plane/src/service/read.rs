@@ -14,7 +14,7 @@ use scaivault_domain::time::Clock;
 use scaivault_domain::view::{BackendView, Route};
 use scaivault_domain::{Error, Reason};
 use scaivault_journal::Journal;
-use scaivault_telemetry::Metrics;
+use scaivault_telemetry::{Lookup, Metrics};
 
 use crate::known::{Known, View};
 
@@ -98,7 +98,16 @@ impl Reader {
     ) -> Result<Copied, Error> {
         let path = allowed.path();
         let key = SecretKey::new(allowed.tenant(), path);
-        let found = self.known.copy(&key, route, view.generation).await;
+        let held = self.known.copies().look(&key, route, view.generation);
+        self.metrics.cache_lookup(match &held {
+            Some(Ok(_)) => Lookup::Hit,
+            Some(Err(_)) => Lookup::Absent,
+            None => Lookup::Miss,
+        });
+        let found = match held {
+            Some(found) => self.known.check_values().map(|()| found),
+            None => self.known.copy(&key, route, view.generation).await,
+        };
         let outcome = match found {
             Ok(Err(Absence::Proxy)) => return Ok(Copied::Proxied),
             Ok(Err(Absence::NotFound)) => Err(Error::new(Reason::NotFound, "no secret at this path")),
@@ -212,19 +221,22 @@ impl Reader {
         outcome
     }
 
-    /// Ends what is refused here; what is allowed goes on and is written down where it ends.
+    /// Gives an outcome of authorisation; a refusal only after its row. What is allowed goes on and is written down where
+    /// it ends.
     ///
     /// # Errors
     /// The outcome's own, or `audit_unavailable` in its place.
-    pub async fn close_refusal<T>(
+    pub async fn admit<T>(
         &self,
-        row: AuditRow,
+        caller: &Caller,
         origin: &Origin,
+        action: Action,
+        path: &str,
         outcome: Result<T, Error>,
     ) -> Result<T, Error> {
         match outcome {
             Ok(allowed) => Ok(allowed),
-            refused => self.close(row, origin, refused).await,
+            refused => self.close(self.row(caller, origin, action, path), origin, refused).await,
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use scaivault_domain::Error;
 use scaivault_domain::mapping::RemoteName;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::connection::{Connection, Effort, Leases};
 use crate::guard::Retry;
@@ -86,7 +87,7 @@ impl<L: Leases> Background<L> {
                 run.connection.backend().read(&lease, &name).await
             }
         };
-        self.connection.guarded(self.effort(self.timeout), call).await
+        self.connection.guarded(self.effort("read", self.timeout), call).await
     }
 
     /// The value of a version of `name`.
@@ -105,7 +106,7 @@ impl<L: Leases> Background<L> {
                 run.connection.backend().read_version(&lease, &name, &version).await
             }
         };
-        self.connection.guarded(self.effort(self.timeout), call).await
+        self.connection.guarded(self.effort("read", self.timeout), call).await
     }
 
     /// The versions that the backend still knows of, oldest first.
@@ -120,7 +121,7 @@ impl<L: Leases> Background<L> {
                 run.connection.backend().history(&lease, &name).await
             }
         };
-        self.connection.guarded(self.effort(self.timeout), call).await
+        self.connection.guarded(self.effort("history", self.timeout), call).await
     }
 
     /// Begins to look at every secret below `root` (`None`: in the whole store).
@@ -135,11 +136,11 @@ impl<L: Leases> Background<L> {
             let (run, step) = (self.clone(), step.clone());
             async move { run.connection.backend().survey(&lease, &step, &run.calls).await }
         };
-        self.connection.guarded(self.effort(self.timeout.max(SHORTEST_SURVEY_CALL)), call).await
+        self.connection.guarded(self.effort("list", self.timeout.max(SHORTEST_SURVEY_CALL)), call).await
     }
 
-    fn effort(&self, attempt: Duration) -> Effort {
-        Effort { retry: Retry::BACKGROUND, attempt, whole: attempt * 4 + PAUSES }
+    fn effort(&self, operation: &'static str, attempt: Duration) -> Effort {
+        Effort { operation, retry: Retry::BACKGROUND, attempt, whole: attempt * 4 + PAUSES }
     }
 }
 
@@ -179,7 +180,7 @@ impl<L: Leases> Survey<L> {
             while self.taken.len() < STEPS_AT_ONCE
                 && let Some(step) = self.open.pop()
             {
-                self.taken.spawn(self.run.clone().step(step));
+                self.taken.spawn(self.run.clone().step(step).in_current_span());
             }
             let Some(taken) = self.taken.join_next().await else { return Ok(None) };
             match self.take(taken.unwrap_or_else(|_| Err(self.run.connection.failed(ENDED)))) {

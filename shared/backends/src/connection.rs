@@ -5,12 +5,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use scaivault_domain::backend::{BackendId, Target};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::tenant::{BackendName, TenantId};
 use scaivault_domain::view::BackendView;
 use scaivault_domain::{Error, Reason};
+use scaivault_telemetry::trace::backend_call;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::background::{Background, Failed};
@@ -90,7 +92,9 @@ impl<L: Leases> Connection<L> {
             let left = deadline.saturating_duration_since(Instant::now());
             connection
                 .guard
-                .call(Retry::PROXIED_READ, left, || connection.backend.read(&lease, &remote))
+                .call(Retry::PROXIED_READ, left, || {
+                    connection.traced("read", connection.backend.read(&lease, &remote))
+                })
                 .await
                 .map(Arc::new)
         };
@@ -111,7 +115,7 @@ impl<L: Leases> Connection<L> {
             let (connection, name) = (self.clone(), name.clone());
             async move { connection.backend.history(&lease, &name).await }
         };
-        let mut history = self.guarded(Effort::prompt(timeout), call).await?;
+        let mut history = self.guarded(Effort::prompt("history", timeout), call).await?;
         history.reverse();
         Ok(history)
     }
@@ -130,7 +134,7 @@ impl<L: Leases> Connection<L> {
             let (connection, folder, after) = (self.clone(), folder.cloned(), after.cloned());
             async move { connection.backend.list(&lease, folder.as_ref(), after.as_ref()).await }
         };
-        Ok(self.guarded(Effort::prompt(timeout), call).await?)
+        Ok(self.guarded(Effort::prompt("list", timeout), call).await?)
     }
 
     /// Asks the backend whether it answers and takes our login.
@@ -142,7 +146,7 @@ impl<L: Leases> Connection<L> {
             let connection = self.clone();
             async move { connection.backend.probe(&lease).await }
         };
-        Ok(self.guarded(Effort::prompt(timeout), call).await?)
+        Ok(self.guarded(Effort::prompt("probe", timeout), call).await?)
     }
 
     /// What a run of work that nobody waits for does with the backend; `timeout` is for each call.
@@ -173,13 +177,25 @@ impl<L: Leases> Connection<L> {
             };
             let left = deadline.saturating_duration_since(Instant::now());
             let attempt = async || {
-                timeout(effort.attempt, call(lease.clone())).await.unwrap_or(Err(BackendError::Timeout))
+                let call = timeout(effort.attempt, call(lease.clone()));
+                let call = call.map(|answer| answer.unwrap_or(Err(BackendError::Timeout)));
+                self.traced(effort.operation, call).await
             };
             match self.guard.call(effort.retry, left, attempt).await {
                 Err(BackendError::LoginExpired) if refused.is_none() => refused = Some(lease.id.clone()),
                 outcome => return outcome.map_err(|cause| self.failed(cause)),
             }
         }
+    }
+
+    /// One call of the backend, as traces show it.
+    fn traced<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, BackendError>>,
+    ) -> impl Future<Output = Result<T, BackendError>> {
+        let class = |error: &BackendError| error.class().as_str();
+        backend_call(&self.key.backend, self.target.kind(), operation, class, call)
     }
 
     pub(crate) fn failed(&self, cause: BackendError) -> Failed {
@@ -222,6 +238,8 @@ impl<L: Leases> Connection<L> {
 /// How much is done for an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Effort {
+    /// What for, e.g. `read`.
+    pub(crate) operation: &'static str,
     pub(crate) retry: Retry,
     /// The deadline of one attempt.
     pub(crate) attempt: Duration,
@@ -230,8 +248,8 @@ pub(crate) struct Effort {
 }
 
 impl Effort {
-    fn prompt(timeout: Duration) -> Self {
-        Effort { retry: Retry::PROXIED_READ, attempt: timeout, whole: timeout }
+    fn prompt(operation: &'static str, timeout: Duration) -> Self {
+        Effort { operation, retry: Retry::PROXIED_READ, attempt: timeout, whole: timeout }
     }
 }
 

@@ -13,6 +13,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use scaivault_domain::backend::Endpoint;
 use scaivault_domain::time::Timestamp;
+use scaivault_telemetry::trace::inject;
 use zeroize::Zeroizing;
 
 use crate::error::BackendError;
@@ -97,9 +98,10 @@ impl Http {
     pub(crate) async fn get_json(
         &self,
         path: &str,
-        headers: HeaderMap,
+        mut headers: HeaderMap,
         limit: usize,
     ) -> Result<Answer, BackendError> {
+        inject(&mut headers);
         let url = format!("{}{path}", self.base);
         let response = self.client.get(url).headers(headers).send().await.map_err(|error| fault(&error))?;
         let status = response.status();

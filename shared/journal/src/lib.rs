@@ -1,8 +1,8 @@
 //! The audit journal: rows on disk before values leave, and hash-chained segments.
 //!
 //! ```text
-//! record ──► queue ──► writer ──► file of rows ──► packer ──► segment ──► next_segment … acknowledge
-//!              one write for up to 1,024 rows    one segment per file       in order, at least once
+//! record ──► writer ──► file of rows ──► packer ──► segment ──► next_segment … acknowledge
+//!       one write for all that wait      one segment per file       in order, at least once
 //! ```
 //!
 //! [`Journal::record`] returns `Ok` only when the row is in the file, so whoever releases a value afterwards never has an
@@ -67,7 +67,7 @@ pub use segment::{
 use crate::backlog::Waiting;
 use crate::disk::Disk;
 use crate::packer::Packer;
-use crate::writer::{Limits, Pending, Writer};
+use crate::writer::{Desk, Limits, Pending, Writer};
 
 /// Most bytes of a row's JSON.
 pub const MAX_ROW_BYTES: usize = 64 * 1024;
@@ -165,6 +165,8 @@ pub struct Journal {
     _threads: Threads,
     rotate: Arc<Notify>,
     waiting: Arc<Waiting>,
+    desk: Arc<Desk>,
+    sync: SyncPolicy,
     disk: Arc<Disk>,
     node: NodeName,
     id: JournalId,
@@ -211,10 +213,11 @@ impl Journal {
         threads.start("audit-packer", move || packer.run())?;
         let limits = Limits { max_bytes, rotate_bytes, rotate_after, sync };
         let writer = Writer::new(disk.clone(), waiting.clone(), reserve, limits, found.next_seq);
+        let desk = Arc::new(Desk::new(writer));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let rotate_now = rotate.clone();
-        threads.start("audit-writer", move || runtime.block_on(writer.run(queued, rotate_now)))?;
-        Ok(Journal { queue, _threads: threads, rotate, waiting, disk, node, id })
+        let (rotate_now, running) = (rotate.clone(), desk.clone());
+        threads.start("audit-writer", move || runtime.block_on(running.run(queued, rotate_now)))?;
+        Ok(Journal { queue, _threads: threads, rotate, waiting, desk, sync, disk, node, id })
     }
 
     /// Writes a row. `Ok` only when it is in the file, so the value may leave.
@@ -230,7 +233,12 @@ impl Journal {
         }
         let stopped = || JournalError::from(io::Error::other("the journal's writer has stopped"));
         let (done, written) = oneshot::channel();
-        self.queue.send(Pending { time: row.time, json, done }).await.map_err(|_| stopped())?;
+        let pending = Pending { time: row.time, json, done };
+        match self.sync {
+            // It waits for the disk, which nobody else should have to.
+            SyncPolicy::Group => self.queue.send(pending).await.map_err(|_| stopped())?,
+            SyncPolicy::None => self.desk.bring(pending),
+        }
         written.await.map_err(|_| stopped())?
     }
 

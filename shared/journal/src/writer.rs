@@ -1,8 +1,12 @@
-//! The one thread that writes rows.
+//! Writing rows.
+//!
+//! Rows that must outlive a power loss are written by a thread of their own, one fdatasync for all that wait. Rows that
+//! need not are written by whoever brings them: if nobody is writing they write at once, and whoever comes meanwhile
+//! leaves theirs to them. Handing a row to a thread and waiting for it costs more than the write.
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use scaivault_domain::time::Timestamp;
@@ -14,6 +18,8 @@ use crate::backlog::Waiting;
 use crate::disk::{Disk, Reserve, RowFile, framed_bytes};
 use crate::{JournalError, SyncPolicy};
 
+/// As good as never.
+const FAR: Duration = Duration::from_secs(24 * 3600);
 /// Most rows of one write.
 const BATCH: usize = 1_024;
 
@@ -58,28 +64,6 @@ impl Writer {
         Writer { disk, waiting, reserve, limits, next_seq, active: None }
     }
 
-    /// Writes what comes until the queue is closed and empty.
-    pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Pending>, rotate_now: Arc<Notify>) {
-        let mut batch = Vec::with_capacity(BATCH);
-        loop {
-            let due =
-                self.active.as_ref().and_then(|active| active.opened.checked_add(self.limits.rotate_after));
-            tokio::select! {
-                received = queue.recv_many(&mut batch, BATCH) => match received {
-                    0 => break,
-                    _ => self.write(batch.drain(..)),
-                },
-                () = rotate_now.notified() => self.rotate(),
-                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.rotate(),
-            }
-        }
-        if let Some(active) = &self.active
-            && let Err(error) = active.file.sync_data()
-        {
-            warn!(%error, "the last rows of the audit journal may not outlive a power loss");
-        }
-    }
-
     /// Writes rows in order and tells each caller how it ended.
     fn write(&mut self, rows: impl Iterator<Item = Pending>) {
         let mut rows = rows.peekable();
@@ -100,6 +84,18 @@ impl Writer {
             if self.active_bytes() >= self.limits.rotate_bytes {
                 self.rotate();
             }
+        }
+    }
+
+    /// When to look whether the active file is old enough to be closed. One that is begun meanwhile is younger.
+    fn due(&self) -> Instant {
+        let opened = self.active.as_ref().map_or_else(Instant::now, |active| active.opened);
+        opened.checked_add(self.limits.rotate_after).unwrap_or_else(|| Instant::now() + FAR)
+    }
+
+    fn rotate_if_due(&mut self) {
+        if self.active.is_some() && self.due() <= Instant::now() {
+            self.rotate();
         }
     }
 
@@ -183,6 +179,67 @@ impl Writer {
         if let Some(active) = self.active.take() {
             self.waiting.closed(active.closed);
         }
+    }
+}
+
+/// The writer, and the rows that wait for it.
+pub(crate) struct Desk {
+    writer: Mutex<Writer>,
+    waiting: Mutex<Vec<Pending>>,
+}
+
+impl Desk {
+    pub(crate) fn new(writer: Writer) -> Self {
+        Desk { writer: Mutex::new(writer), waiting: Mutex::default() }
+    }
+
+    /// Writes a row, and those that others bring meanwhile; or leaves it to whoever is writing.
+    pub(crate) fn bring(&self, row: Pending) {
+        self.waiting().push(row);
+        // Whoever holds the writer looks again after letting go of it, so no row is left behind.
+        while !self.waiting().is_empty() {
+            let mut writer = match self.writer.try_lock() {
+                Ok(writer) => writer,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            loop {
+                let rows = std::mem::take(&mut *self.waiting());
+                if rows.is_empty() {
+                    break;
+                }
+                writer.write(rows.into_iter());
+            }
+        }
+    }
+
+    /// Writes what comes by the queue until it is closed and empty, and closes files when it is time.
+    pub(crate) async fn run(self: Arc<Self>, mut queue: mpsc::Receiver<Pending>, rotate_now: Arc<Notify>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let due = self.writer().due();
+            tokio::select! {
+                received = queue.recv_many(&mut batch, BATCH) => match received {
+                    0 => break,
+                    _ => self.writer().write(batch.drain(..)),
+                },
+                () = rotate_now.notified() => self.writer().rotate(),
+                () = tokio::time::sleep_until(due) => self.writer().rotate_if_due(),
+            }
+        }
+        if let Some(active) = &self.writer().active
+            && let Err(error) = active.file.sync_data()
+        {
+            warn!(%error, "the last rows of the audit journal may not outlive a power loss");
+        }
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Pending>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

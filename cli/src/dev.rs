@@ -3,6 +3,8 @@
 //! What differs from production: plaintext for clients, plain `http` endpoints of backends, certificates of backends
 //! need not be checked, and the node joins by itself. Between the planes there is mutual TLS as always.
 
+pub mod vault;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -20,7 +22,10 @@ use scaivault_proto::admin::v1::CreateNodeRequest;
 use scaivault_proto::admin::v1::admin_service_client::AdminServiceClient;
 use secrecy::{ExposeSecret as _, SecretString};
 use tempfile::TempDir;
-use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::transport::Endpoint;
+use tonic::{Request, Status};
 
 /// How long the node may take to be ready.
 const READY: Duration = Duration::from_secs(20);
@@ -54,6 +59,10 @@ pub struct Dev {
 }
 
 impl Dev {
+    fn operator(&self) -> anyhow::Result<Operator> {
+        Operator::new(&self.token)
+    }
+
     /// Stops both; a temporary directory is removed.
     pub async fn stop(self) {
         let (control_plane, node) = self.planes;
@@ -101,53 +110,80 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
         listen: loopback,
         node_listen: loopback,
         tls: None,
-        limits: Limits {
-            plaintext: true,
-            unverified_tls: true,
-            sync_interval: Duration::from_secs(1),
-        },
+        limits: Limits { plaintext: true, unverified_tls: true, sync_interval: Duration::from_secs(1) },
         unreachable_after: Duration::from_secs(60),
         audit_rotate: Duration::from_secs(1),
     };
     let control_plane = control_plane::start(config, store, &root).await?;
+    match start_node(options.listen, dir.join("node"), &control_plane, &token).await {
+        Ok(node) => Ok(Dev {
+            node: node.address,
+            control_plane: control_plane.public,
+            token,
+            planes: (control_plane, node),
+            dir: temporary,
+        }),
+        Err(error) => {
+            // Before its directory goes, or is given to the next one.
+            control_plane.stop().await;
+            Err(error)
+        }
+    }
+}
 
-    let node_dir = dir.join("node");
-    let join_token = match scaivault_data_plane::upstream::Identity::load(&node_dir)? {
+async fn start_node(
+    listen: SocketAddr,
+    dir: PathBuf,
+    control_plane: &control_plane::ControlPlane,
+    token: &SecretString,
+) -> anyhow::Result<data_plane::Node> {
+    let join_token = match scaivault_data_plane::upstream::Identity::load(&dir)? {
         Some(_) => None,
-        None => Some(invite(control_plane.public, &token).await?),
+        None => Some(invite(control_plane.public, token).await?),
     };
     let config = scaivault_data_plane::config::Config {
-        data_dir: node_dir,
-        listen: options.listen,
+        data_dir: dir,
+        listen,
         control_plane: format!("https://{}", control_plane.nodes),
         join_token_file: None,
         tls: None,
-        patience: Patience {
-            grants: Duration::from_secs(3600),
-            values: Duration::from_secs(24 * 3600),
-        },
+        patience: Patience { grants: Duration::from_secs(3600), values: Duration::from_secs(24 * 3600) },
         cache_key: KeySource::File,
         audit_max_bytes: 1 << 30,
         audit_rotate: Duration::from_secs(1),
         audit_sync: scaivault_data_plane::SyncPolicy::None,
     };
     let node = data_plane::start(config, join_token).await?;
-    tokio::time::timeout(READY, node.ready())
-        .await
-        .context("the node did not get its configuration in time")?;
-    Ok(Dev {
-        node: node.address,
-        control_plane: control_plane.public,
-        token,
-        planes: (control_plane, node),
-        dir: temporary,
-    })
+    if tokio::time::timeout(READY, node.ready()).await.is_err() {
+        node.stop().await;
+        bail!("the node did not get its configuration in time");
+    }
+    Ok(node)
+}
+
+/// Sends the operator's token with every request.
+#[derive(Clone)]
+struct Operator(MetadataValue<Ascii>);
+
+impl Operator {
+    fn new(token: &SecretString) -> anyhow::Result<Self> {
+        let mut bearer: MetadataValue<Ascii> = format!("Bearer {}", token.expose_secret()).parse()?;
+        bearer.set_sensitive(true);
+        Ok(Operator(bearer))
+    }
+}
+
+impl Interceptor for Operator {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
 }
 
 async fn invite(control_plane: SocketAddr, token: &SecretString) -> anyhow::Result<SecretString> {
-    let mut admin = AdminServiceClient::connect(format!("http://{control_plane}")).await?;
-    let mut request = Request::new(CreateNodeRequest { name: NODE.into(), tenants: vec!["*".into()] });
-    request.metadata_mut().insert("authorization", format!("Bearer {}", token.expose_secret()).parse()?);
+    let channel = Endpoint::from_shared(format!("http://{control_plane}"))?.connect().await?;
+    let mut admin = AdminServiceClient::with_interceptor(channel, Operator::new(token)?);
+    let request = CreateNodeRequest { name: NODE.into(), tenants: vec!["*".into()] };
     Ok(admin.create_node(request).await?.into_inner().join_token.into())
 }
 

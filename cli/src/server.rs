@@ -1,5 +1,6 @@
 //! Commands that serve: each plane by itself, both in one process, and the first start of an installation.
 
+use std::env;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -13,7 +14,8 @@ use crate::failure::Failure;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run both planes in this process, with an embedded store and a random operator token. For trying out.
+    /// Run both planes in this process, with an embedded store and a random operator token. For trying out: the Vault
+    /// that VAULT_ADDR and VAULT_TOKEN name is federated.
     Dev {
         #[command(flatten)]
         options: dev::Options,
@@ -77,10 +79,20 @@ async fn dev(
     let traces = TraceConfig { service: "scaivault-dev", endpoint: otlp_endpoint, sample_ratio: None };
     let traces = scaivault_telemetry::init_with_traces(logs, traces)?;
     let running = dev::start(&options).await?;
+    let vault = match dev::vault::Vault::from_variables(|name| env::var(name).ok()) {
+        Ok(None) => Ok(None),
+        Ok(Some(vault)) => vault.federate(&running).await.map(Some),
+        Err(error) => Err(error),
+    };
     writeln!(out, "ScaiVault is ready, in dev mode: plaintext on loopback.\n")?;
     writeln!(out, "  export SCAIVAULT_ADDR=http://{}", running.node)?;
     writeln!(out, "  export SCAIVAULT_TOKEN={}\n", running.token.expose_secret())?;
     writeln!(out, "  scaivault put hello name=world && scaivault get hello\n")?;
+    match vault {
+        Ok(None) => {}
+        Ok(Some(federated)) => writeln!(out, "{federated}")?,
+        Err(why) => writeln!(out, "Your own Vault is not served here: {why:#}\n")?,
+    }
     writeln!(out, "Ctrl-C stops it.")?;
     out.flush()?;
     let mut terminate = signal(SignalKind::terminate())?;

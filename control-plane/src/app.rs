@@ -1,5 +1,6 @@
 //! Wiring: what a running control plane consists of. Decides nothing.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use scaivault_journal::{Journal, JournalConfig, SyncPolicy};
 use scaivault_proto::discovery::v1::discovery_service_server::DiscoveryServiceServer;
 use scaivault_proto::discovery::v1::enrolment_service_server::EnrolmentServiceServer;
 use scaivault_seal::RootKey;
-use scaivault_telemetry::{Metrics, SystemClock};
+use scaivault_telemetry::{Metrics, NodeMetrics, SystemClock};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -42,7 +43,7 @@ use crate::service::policies::Policies;
 use crate::service::secrets::Secrets;
 use crate::service::tenants::Tenants;
 use crate::service::tokens::Tokens;
-use crate::store::Store;
+use crate::store::{Owner, Records, Space, Store};
 use crate::store::jobs::Jobs;
 use crate::sync::{Copies, Erasures, Refresher, Runs, Scheduler, SyncParts, SyncStates, Syncs};
 
@@ -50,8 +51,10 @@ use crate::sync::{Copies, Erasures, Refresher, Runs, Scheduler, SyncParts, SyncS
 const OWN_NAME: &str = "control-plane";
 /// The largest audit segment of a node.
 const MAX_SEGMENT: usize = 64 * 1024 * 1024;
-/// How often expired tokens are swept.
-const SWEEP: Duration = Duration::from_secs(3600);
+/// How often expired tokens, and events beyond those that are kept, are swept.
+const SWEEP: Duration = Duration::from_secs(600);
+/// How many events of a tenant are kept.
+const EVENTS: usize = 10_000;
 const ENROLMENT: &str = "/scaivault.discovery.v1.EnrolmentService/";
 
 /// A control plane that serves.
@@ -112,7 +115,6 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     let copies = Arc::new(Copies::new(records.clone(), states.clone(), clock.clone()));
     let refresher = Arc::new(Refresher::new(
         records.clone(),
-        configurations.clone(),
         connections.clone(),
         audit.clone(),
         clock.clone(),
@@ -164,6 +166,7 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
         board: board.clone(),
         audit: audit.clone(),
         clock: clock.clone(),
+        started: std::time::Instant::now(),
     };
     let scheduler = Arc::new(Scheduler::new(syncs.clone(), erasures));
     let publishing = publishing::Parts {
@@ -215,7 +218,7 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
                 metrics.render()
             })
     };
-    let discovery = DiscoveryApi::new(publishing.clone(), board, nodes.clone(), audit.clone(), stop.clone());
+    let discovery = DiscoveryApi::new(publishing.clone(), board.clone(), nodes.clone(), audit.clone(), stop.clone());
     let for_nodes = front()
         .grpc(DiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_SEGMENT))
         .grpc(EnrolmentServiceServer::new(EnrolmentApi::new(nodes.clone())))
@@ -242,7 +245,8 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     tasks.spawn(publishing.run(stop.clone()));
     tasks.spawn(monitor.run(stop.clone()));
     tasks.spawn(scheduler.run(stop.clone()));
-    tasks.spawn(stop.clone().run_until_cancelled_owned(sweep(tokens, nodes.clone(), tenants.clone())));
+    tasks.spawn(stop.clone().run_until_cancelled_owned(tell_generations(metrics.clone(), board.clone())));
+    tasks.spawn(stop.clone().run_until_cancelled_owned(sweep(records, tokens, nodes.clone(), tenants.clone())));
     tasks.spawn(audit.run(tenants, stop.clone()));
     Ok(ControlPlane { public: addresses.0, nodes: addresses.1, stop, tasks })
 }
@@ -285,13 +289,37 @@ async fn renew_listener(authority: Arc<Authority>, tls: TlsSource) {
     }
 }
 
-async fn sweep(tokens: Arc<Tokens>, nodes: Arc<Nodes>, tenants: Arc<Tenants>) {
+/// Keeps the series of each node's generations.
+async fn tell_generations(metrics: Metrics, board: Arc<NodeBoard>) {
+    let mut changes = board.changes();
+    let mut series: HashMap<NodeName, NodeMetrics> = HashMap::new();
+    loop {
+        for node in board.snapshots() {
+            let views = node.progress.views.values();
+            let (sent, in_force) = views.fold((0, 0), |(sent, in_force), view| {
+                (sent + view.sent.unwrap_or_default(), in_force + view.acknowledged.unwrap_or_default())
+            });
+            let series = series.entry(node.name.clone()).or_insert_with(|| metrics.node(&node.name));
+            series.generation(sent, in_force);
+        }
+        // Not for every acknowledgement of a busy stream.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn sweep(records: Records, tokens: Arc<Tokens>, nodes: Arc<Nodes>, tenants: Arc<Tenants>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         if let Err(error) = nodes.sweep().await {
             tracing::warn!(%error, "invitations wait for the next sweep");
         }
         for tenant in tenants.all().await.unwrap_or_default() {
+            if let Err(error) = records.trim(&Owner::from(&tenant), Space::Event, "", EVENTS).await {
+                tracing::warn!(%error, %tenant, "old events wait for the next sweep");
+            }
             if let Err(error) = tokens.sweep(&tenant).await {
                 tracing::warn!(%error, %tenant, "expired tokens wait for the next sweep");
             }

@@ -176,24 +176,32 @@ impl Audit {
 
     async fn move_staged(&self, tenants: &Tenants) -> Result<(), Error> {
         for tenant in tenants.all().await? {
-            loop {
-                let owner = Owner::from(&tenant);
-                let rows: Vec<Entry<(AuditRow, _)>> =
-                    self.records.scan(&owner, Space::AuditRow, "", Depth::All, None, MOVED).await?;
-                if rows.is_empty() {
-                    break;
-                }
-                let mut tx = Tx::new();
-                for entry in rows {
-                    let Entry::Row { name, row: (row, _) } = entry else { continue };
-                    self.record(row).await?;
-                    tx = tx.delete(Key::new(&tenant, Space::AuditRow, name));
-                }
-                // Dying here would write the rows twice, with equal request ids. Never not at all.
-                self.records.store().commit(tx).await.map_err(|_| store_unavailable())?;
-            }
+            self.settle(&tenant).await?;
         }
         Ok(())
+    }
+
+    /// Moves the rows of a tenant's changes into the journal now.
+    ///
+    /// # Errors
+    /// `audit_unavailable`, or when the store does not answer: some rows may be left.
+    pub async fn settle(&self, tenant: &TenantId) -> Result<(), Error> {
+        loop {
+            let owner = Owner::from(tenant);
+            let rows: Vec<Entry<(AuditRow, _)>> =
+                self.records.scan(&owner, Space::AuditRow, "", Depth::All, None, MOVED).await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let mut tx = Tx::new();
+            for entry in rows {
+                let Entry::Row { name, row: (row, _) } = entry else { continue };
+                self.record(row).await?;
+                tx = tx.delete(Key::new(tenant, Space::AuditRow, name));
+            }
+            // Dying here would write the rows twice, with equal request ids. Never not at all.
+            self.records.store().commit(tx).await.map_err(|_| store_unavailable())?;
+        }
     }
 
     /// Takes an encoded segment of a node's journal.

@@ -166,6 +166,9 @@ pub struct SecretVersionHead {
 pub struct SyncState {
     /// By the pattern of the rule.
     pub rules: BTreeMap<String, RuleState>,
+    /// By the pattern of the rule: since when it is synced as it is. Older copies may be another rule's, or another
+    /// store's.
+    pub since: BTreeMap<String, Timestamp>,
     /// By the pattern of the rule: when its next cycle begins.
     pub due: BTreeMap<String, Timestamp>,
     /// Known paths that the last cycle over their rule could not verify, with the time when they last were.

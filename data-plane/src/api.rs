@@ -138,12 +138,17 @@ impl SecretsService for SecretsApi {
             })),
             (Copied::Proxied, Route::Proxied { backend, name } | Route::Synced { backend, name, .. }) => {
                 let message = request.into_inner();
-                let version = Some(message.version).filter(|version| *version != 0);
+                let unsupported = match (message.version, message.min_version) {
+                    (0, 0) => None,
+                    (0, _) => Some("/min_version"),
+                    _ => Some("/version"),
+                };
                 let found =
-                    self.reader.read(&allowed, &context, &backend, &name, version).await.map_err(status)?;
+                    self.reader.read(&allowed, &context, &backend, &name, unsupported).await.map_err(status)?;
                 Ok(Response::new(pb::GetResponse { secret: Some(secret(message.path, &found)) }))
             }
-            (Copied::Behind, _) | (Copied::Proxied, Route::Local) => {
+            // The control plane always has the configuration in force.
+            (Copied::Behind | Copied::Moved, _) | (Copied::Proxied, Route::Local) => {
                 let mut upstream = self.upstream.clone();
                 self.forward(upstream.get(forwarded(request))).await
             }

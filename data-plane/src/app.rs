@@ -1,21 +1,23 @@
 //! Wiring: what a running node consists of. Decides nothing.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use scaivault_backends::connection::Connections;
 use scaivault_discovery::{Demand, Subscriber, follow};
+use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::time::Clock;
 use scaivault_edge::{ClientCertificates, Front, Limits, Readiness, TlsSource, serve};
 use scaivault_journal::{Journal, JournalConfig};
 use scaivault_proto::discovery::v1::discovery_service_client::DiscoveryServiceClient;
 use scaivault_seal::Keyring;
-use scaivault_telemetry::{Health, Metrics, SystemClock};
+use scaivault_telemetry::{BackendMetrics, Health, Metrics, SystemClock};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -108,20 +110,21 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
 
     let (demands, demanded) = mpsc::channel(DEMANDS);
     // Views say which connections are still needed, and connections take leases from what is known: the circle is
-    // closed here.
-    let connections: Arc<OnceLock<Arc<Connections<Known>>>> = Arc::default();
+    // closed here, weakly, or a node that has stopped would keep its cache open.
+    let needed: Arc<OnceLock<Weak<Connections<Known>>>> = Arc::default();
     let (copies, remembered) = open_copies(&config.data_dir, keyring, clock.clone(), demands.clone()).await?;
     let subscriber = Subscriber::restore(remembered.restored.clone());
     let known = Known::new(clock.clone(), demands, copies, remembered, config.patience);
     let known = Arc::new(known.on_view({
-        let connections = connections.clone();
+        let needed = needed.clone();
         move |tenant, mounts| {
-            if let Some(connections) = connections.get() {
+            if let Some(connections) = needed.get().and_then(Weak::upgrade) {
                 connections.retain(tenant, |id| mounts.backends().iter().any(|backend| backend.id == *id));
             }
         }
     }));
-    let connections = connections.get_or_init(|| Arc::new(Connections::new(known.clone()))).clone();
+    let connections = Arc::new(Connections::new(known.clone()));
+    needed.get_or_init(|| Arc::downgrade(&connections));
     let reader =
         Arc::new(Reader::new(known.clone(), connections, journal.clone(), clock.clone(), metrics.clone()));
 
@@ -157,17 +160,25 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
         })
         .metrics({
             let (metrics, known, journal) = (metrics.clone(), known.clone(), journal.clone());
+            // Series are told for as long as they are held.
+            let series: Arc<Mutex<HashMap<LeaseKey, BackendMetrics>>> = Arc::default();
             move || {
                 metrics.audit_backlog(journal.backlog().bytes);
                 metrics.leases_held(u64::try_from(known.leases_held()).unwrap_or(u64::MAX));
                 let copies = known.copies();
                 metrics.cache(copies.cache().len() as u64, copies.cache().bytes_on_disk());
-                for (key, oldest) in copies.oldest(known.now()) {
+                let mut series = series.lock().unwrap_or_else(PoisonError::into_inner);
+                let oldest: HashMap<_, _> = copies.oldest(known.now()).into_iter().collect();
+                series.retain(|key, _| oldest.contains_key(key));
+                for (key, oldest) in oldest {
                     let Ok(view) = known.view(&key.tenant) else { continue };
                     if let Some(backend) = view.mounts.backends().iter().find(|b| b.id == key.backend) {
-                        metrics.backend(&backend.id, backend.target.kind()).cache_staleness(oldest);
+                        let kind = backend.target.kind();
+                        let told = series.entry(key).or_insert_with(|| metrics.backend(&backend.id, kind));
+                        told.cache_staleness(oldest);
                     }
                 }
+                drop(series);
                 metrics.control_plane(if known.link() == Link::Ready { Health::Up } else { Health::Down });
                 metrics.render()
             }
@@ -242,7 +253,7 @@ async fn open_copies(
     clock: Arc<dyn Clock>,
     demands: mpsc::Sender<Demand>,
 ) -> anyhow::Result<(Copies, Remembered)> {
-    let config = CacheConfig::new(dir.join("cache"), keyring, clock);
+    let config = CacheConfig::new(dir.join("cache"), keyring, clock.clone());
     let opened = tokio::task::spawn_blocking(move || Cache::open(config)).await??;
     let forgotten = move |hash| {
         // A full channel costs a demand that stays open, nothing more.
@@ -250,7 +261,7 @@ async fn open_copies(
     };
     let copies = Copies::new(Arc::new(opened.cache), forgotten);
     let remembered = match opened.found {
-        Found::Warm(warm) => copies.remember(warm),
+        Found::Warm(warm) => copies.remember(warm, clock.now()),
         Found::Empty => Remembered::default(),
         Found::SetAside(why) => {
             tracing::warn!("the cache of an earlier run was set aside: {why}");

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::backend_faults::Gate;
 
 /// What every canary begins with; letters and digits, so that no encoding of text changes it.
-const BIRD: &str = "kanarienvogelZ9";
+pub(crate) const BIRD: &str = "kanarienvogelZ9";
 
 fn canary() -> String {
     format!("{BIRD}{:032x}", rand::random::<u128>())
@@ -24,10 +24,10 @@ fn canary() -> String {
 
 /// What is searched for: secrets in all the forms that they might have got out in.
 #[derive(Default)]
-struct Needles(Vec<(String, String)>);
+pub(crate) struct Needles(Vec<(String, String)>);
 
 impl Needles {
-    fn add(&mut self, name: &str, secret: &str) {
+    pub(crate) fn add(&mut self, name: &str, secret: &str) {
         let mut add = |form: &str, text: String| self.0.push((format!("{name} {form}"), text));
         add("as it is", secret.to_owned());
         add("in hex", secret.bytes().map(|byte| format!("{byte:02x}")).collect());
@@ -45,12 +45,12 @@ impl Needles {
         self.0.iter().filter(|(_, needle)| text.contains(needle)).map(|(name, _)| name.as_str()).collect()
     }
 
-    fn assert_absent(&self, place: &str, text: &str) {
+    pub(crate) fn assert_absent(&self, place: &str, text: &str) {
         assert_eq!(self.found_in(text), Vec::<&str>::new(), "in {place}");
     }
 }
 
-fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -123,6 +123,29 @@ async fn through_the_backend(federated: &Federated, rest: &Rest) -> Result<()> {
         let batch = rest.post("/v1/secrets", paths).await?;
         assert!(batch.text.matches(BIRD).count() == 2, "{}", batch.text);
     }
+    Ok(())
+}
+
+/// The backend once more, copied: its secrets are in the store, and on the disk of each node. The copies go on being
+/// compared with it, also when it tells what it should not.
+async fn through_the_copies(federated: &Federated, rest: &Rest) -> Result<()> {
+    let value = json!({ "password": canary(), "long": canary().repeat(1000) });
+    federated.bao.client()?.put("secret", "app/copied", value.clone()).await?;
+    let endpoint = format!("http://{}", federated.network.addr());
+    let mut backend =
+        planes::backend("copies", &endpoint, CREDENTIAL, json!({ "copies/**": "secret/data/**" }));
+    let settings = json!({ "mode": "sync", "sync_interval": "1s", "prefetch": true });
+    planes::merge(&mut backend, &settings);
+    let id = rest.configure(backend).await?;
+    let report = rest.sync(&id).await?;
+    ensure!(!report.to_string().contains(BIRD), "{report}");
+    for rest in [rest, &federated.planes.control_plane_rest()?] {
+        let copy = rest.get("/v1/secrets/copies/app/copied").await?.ok()?;
+        assert_eq!((&copy["data"], &copy["source"]), (&value, &json!("sync")));
+        rest.get("/v1/secrets/copies/app/copied?versions=true").await?.ok()?;
+    }
+    let status = rest.status(&id).await?;
+    ensure!(!status.to_string().contains(BIRD), "{status}");
     Ok(())
 }
 
@@ -281,6 +304,7 @@ async fn no_secret_is_found_where_it_does_not_belong() -> Result<()> {
 
     through_the_store(&rest).await?;
     through_the_backend(&federated, &rest).await?;
+    through_the_copies(&federated, &rest).await?;
     through_a_token(&federated, &rest, &gate).await?;
     through_wrong_requests(&federated.planes, &rest).await?;
     through_the_faults_of_a_backend(&federated, &rest).await?;

@@ -2,13 +2,16 @@
 
 mod audit;
 mod backend_faults;
+mod cached;
 mod canary;
 mod cli;
 mod configuring;
 mod crashes;
 mod demo;
+mod dev_vault;
 mod discovery;
 mod documents;
+mod flipping;
 mod journal;
 mod mapping;
 mod nodes;
@@ -16,7 +19,9 @@ mod outages;
 mod poisoned;
 mod reading;
 mod refusing;
+mod resuming;
 mod servers;
+mod syncing;
 mod tenants;
 mod tracing;
 mod writing;

@@ -1,5 +1,6 @@
 //! The planes as processes: a control plane, nodes that joined it, and clients of their API.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +18,7 @@ use scaivault_proto::secrets::v1::secrets_service_client::SecretsServiceClient;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -129,6 +131,7 @@ impl Options {
 pub struct Plane {
     name: String,
     arguments: Vec<String>,
+    environment: BTreeMap<String, String>,
     address: SocketAddr,
     dir: PathBuf,
     log: PathBuf,
@@ -154,6 +157,16 @@ impl Plane {
     /// Where its data are.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Starts with this flag from now on, e.g. `--cache-key`. It must not have it already.
+    pub fn add_flag(&mut self, flag: &str, value: &str) {
+        self.arguments.extend([flag.to_owned(), value.to_owned()]);
+    }
+
+    /// Starts with this variable in its environment from now on, or with another value of it.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
     }
 
     /// What it has logged so far.
@@ -194,7 +207,9 @@ impl Plane {
     /// # Errors
     /// What went wrong, with the end of its log.
     pub async fn start_again(&mut self) -> Result<()> {
-        let mut process = Process::spawn(scaivault().args(&self.arguments), &self.log)?;
+        let mut command = scaivault();
+        command.args(&self.arguments).envs(&self.environment);
+        let mut process = Process::spawn(&mut command, &self.log)?;
         let (http, url) = (http::client(None)?, format!("{}/livez", self.url()));
         wait::until("the plane answers", async || {
             process.ensure_running()?;
@@ -294,6 +309,7 @@ impl Planes {
         let mut control_plane = Plane {
             name: "control-plane".into(),
             arguments,
+            environment: BTreeMap::new(),
             address,
             dir: data.into(),
             log: file("control-plane.log").into(),
@@ -374,7 +390,16 @@ impl Planes {
             arguments.extend(["--max-offline".into(), format!("{}ms", longest.as_millis())]);
         }
         let log = file(format!("{name}.log"));
-        self.nodes.push(Plane { name: name.into(), arguments, address, dir, log, process: None });
+        let environment = BTreeMap::new();
+        self.nodes.push(Plane {
+            name: name.into(),
+            arguments,
+            environment,
+            address,
+            dir,
+            log,
+            process: None,
+        });
         Ok(self.nodes.len() - 1)
     }
 
@@ -449,6 +474,21 @@ impl Planes {
     /// See [`Planes::channel`].
     pub fn admin_client(&self, index: usize) -> Result<AdminServiceClient<Authenticated>> {
         Ok(AdminServiceClient::with_interceptor(self.channel(index)?, Bearer::new(&self.operator)?))
+    }
+
+    /// Runs `scaivault` with these words as the operator at the first node, and returns what it prints.
+    ///
+    /// # Errors
+    /// If it cannot be run, or fails.
+    pub async fn cli(&self, line: &str) -> Result<String> {
+        let mut command = scaivault();
+        command
+            .args(line.split_whitespace())
+            .env("SCAIVAULT_ADDR", self.node(0))
+            .env("SCAIVAULT_TOKEN", &self.operator);
+        let told = tokio::process::Command::from(command).output().await?;
+        ensure!(told.status.success(), "{line}: {}", String::from_utf8_lossy(&told.stderr));
+        Ok(String::from_utf8(told.stdout)?)
     }
 
     /// Everything that was logged, and where.
@@ -607,9 +647,59 @@ impl Rest {
         credential: &str,
         mapping: Value,
     ) -> Result<String> {
-        let configuration = backend(name, endpoint, credential, mapping);
+        self.configure(backend(name, endpoint, credential, mapping)).await
+    }
+
+    /// Creates a backend and returns its id.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub async fn configure(&self, configuration: Value) -> Result<String> {
         let created = self.post("/v1/federation/backends", configuration).await?.ok()?;
         Ok(created["id"].as_str().context("no id")?.to_owned())
+    }
+
+    /// Runs a sync of this backend, and returns its report.
+    ///
+    /// # Errors
+    /// If it is refused, or does not end within [`SYNC_PATIENCE`].
+    pub async fn sync(&self, backend: &str) -> Result<Value> {
+        self.sync_with(backend, json!({})).await
+    }
+
+    /// [`Rest::sync`] with a body, e.g. `{"allow_deletes": "run_…"}`.
+    ///
+    /// # Errors
+    /// If it is refused, or does not end within [`SYNC_PATIENCE`].
+    pub async fn sync_with(&self, backend: &str, body: Value) -> Result<Value> {
+        let run = self.post(&format!("/v1/federation/backends/{backend}/sync"), body).await?.ok()?;
+        self.ended(backend, run["run_id"].as_str().context("no run")?).await
+    }
+
+    /// Waits for the end of a run, and returns its report.
+    ///
+    /// # Errors
+    /// If there is no such run, or it does not end within [`SYNC_PATIENCE`].
+    pub async fn ended(&self, backend: &str, run: &str) -> Result<Value> {
+        let path = format!("/v1/federation/backends/{backend}/syncs/{run}");
+        let ended = async {
+            loop {
+                let report = self.get(&path).await?.ok()?;
+                if !report["outcome"].is_null() {
+                    return Ok(report);
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SYNC_PATIENCE, ended).await.with_context(|| format!("{run} does not end"))?
+    }
+
+    /// What the status of this backend says.
+    ///
+    /// # Errors
+    /// If there is no such backend.
+    pub async fn status(&self, backend: &str) -> Result<Value> {
+        self.get(&format!("/v1/federation/backends/{backend}/status")).await?.ok()
     }
 
     /// Makes a token with a policy of its own, e.g. `[{"path":"app/**","capabilities":["read"]}]`.
@@ -713,6 +803,9 @@ impl Answer {
     }
 }
 
+/// How long a sync may take. One that gives up on a backend has tried for minutes.
+pub const SYNC_PATIENCE: Duration = Duration::from_secs(200);
+
 /// Where the credential of the [`Federated`] backend is.
 pub const CREDENTIAL: &str = "infra/hashicorp/approle";
 
@@ -744,24 +837,45 @@ impl Federated {
         Federated::start_with(Options::default()).await
     }
 
+    /// In sync mode, and the first run has ended. The others have to be asked for: the clock lets none begin.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub async fn synced(options: Options) -> Result<Federated> {
+        let settings = json!({ "mode": "sync", "sync_interval": "1h", "config": { "timeout": "1s" } });
+        let federated = Federated::start_as(options, &settings).await?;
+        let rest = federated.planes.rest(0)?;
+        let runs = format!("/v1/federation/backends/{}/syncs", federated.backend);
+        let first = wait::until("the first run has begun", async || {
+            Ok(rest.get(&runs).await?.ok()?["syncs"][0]["run_id"].as_str().map(str::to_owned))
+        });
+        let first = rest.ended(&federated.backend, &first.await?).await?;
+        ensure!(first["outcome"] == "complete", "{first}");
+        Ok(federated)
+    }
+
     /// Starts and seeds everything, and has made the first proxied read at each node.
     ///
     /// # Errors
     /// What went wrong.
     pub async fn start_with(options: Options) -> Result<Federated> {
+        Federated::start_as(options, &json!({})).await
+    }
+
+    /// As [`Federated::start_with`], with `settings` merged into the configuration of the backend.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub async fn start_as(options: Options, settings: &Value) -> Result<Federated> {
         let (bao, planes) = tokio::try_join!(seeded(), Planes::start(options))?;
         let network = Proxy::start(bao.socket()).await?;
         let operator = planes.rest(0)?;
         operator.put_data(CREDENTIAL, application(&bao.client()?, POLICY).await?).await?;
         let endpoint = format!("http://{}", network.addr());
-        let backend = operator
-            .create_backend(
-                "openbao",
-                &endpoint,
-                CREDENTIAL,
-                json!({ "external/hashicorp/**": "secret/data/**" }),
-            )
-            .await?;
+        let mapping = json!({ "external/hashicorp/**": "secret/data/**" });
+        let mut configuration = backend("openbao", &endpoint, CREDENTIAL, mapping);
+        merge(&mut configuration, settings);
+        let backend = operator.configure(configuration).await?;
         for index in 0..planes.nodes.len() {
             let rest = planes.rest(index)?;
             wait::until("the node serves the backend", async || {
@@ -810,6 +924,18 @@ pub async fn application(admin: &Admin, policy: &str) -> Result<Value> {
     let settings = json!({ "token_policies": ["scaivault"], "token_ttl": "1h" });
     let role = admin.create_approle("approle", "scaivault", settings).await?;
     Ok(json!({ "role_id": role.role_id, "secret_id": role.secret_id }))
+}
+
+/// Puts the members of `settings` into `configuration`, those of objects one by one.
+pub fn merge(configuration: &mut Value, settings: &Value) {
+    match (configuration, settings) {
+        (Value::Object(before), Value::Object(settings)) => {
+            for (name, setting) in settings {
+                merge(before.entry(name).or_insert(Value::Null), setting);
+            }
+        }
+        (before, setting) => *before = setting.clone(),
+    }
 }
 
 /// A Vault backend in mode `proxy` that logs in with approle.

@@ -1,9 +1,10 @@
 //! Backends: their configuration and the rules of changing it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use scaivault_domain::access::{Administer, Authorized, Scope};
+use scaivault_domain::access::{Administer, Authorized, Caller, Capability, Scope};
 use scaivault_domain::audit::{Action, AuditRow, Origin};
 use scaivault_domain::backend::{BackendId, BackendSpec};
 use scaivault_domain::lease::LeaseKey;
@@ -198,6 +199,9 @@ impl Federation {
             let configuration = self.configurations.of(tenant).await?;
             let (record, version) = configuration.backend(id)?;
             check_version(*version, expected)?;
+            if leaving == Leaving::Purged {
+                check_deletes(allowed.caller(), &record.spec)?;
+            }
             let tx =
                 self.next_generation(&configuration).delete(Key::new(tenant, Space::Backend, id.as_str()));
             let change =
@@ -251,7 +255,7 @@ impl Federation {
         mapping: &PathMapping,
         before: Option<&PathMapping>,
     ) -> Result<(), Error> {
-        let mut covered: Vec<String> = Vec::new();
+        let mut covered: BTreeSet<String> = BTreeSet::new();
         for rule in mapping.rules() {
             let mut prefix = rule.pattern.literal_prefix().collect::<Vec<_>>().join("/");
             if !prefix.is_empty() && !rule.pattern.is_literal() {
@@ -262,8 +266,8 @@ impl Federation {
             {
                 let Ok(path) = SecretPath::check(&name) else { continue };
                 let hidden_already = before.is_some_and(|before| before.forward(&path).is_some());
-                if rule.pattern.matches(&path) && !hidden_already && !covered.contains(&name) {
-                    covered.push(name);
+                if rule.pattern.matches(&path) && !hidden_already {
+                    covered.insert(name);
                 }
             }
         }
@@ -276,6 +280,21 @@ impl Federation {
         let detail = format!("would hide the local secrets {named}{more}");
         Err(Error::field(Reason::LocalSecretsCovered, "/path_mapping", detail)
             .next("move them, narrow the mapping, or send `\"adopt\": true` to hide them"))
+    }
+}
+
+/// Whether `caller` may delete every path of a backend.
+///
+/// # Errors
+/// `permission_denied`, naming the pattern.
+pub(crate) fn check_deletes(caller: &Caller, spec: &BackendSpec) -> Result<(), Error> {
+    match spec.mapping.rules().iter().find(|rule| !caller.allows_all(&rule.pattern, Capability::Delete)) {
+        None => Ok(()),
+        Some(rule) => {
+            let message = format!("whoever has the copies of `{}` deleted needs `delete` on all of it", rule.pattern);
+            Err(Error::new(Reason::PermissionDenied, message)
+                .next("ask for a policy that allows `delete` on the pattern"))
+        }
     }
 }
 

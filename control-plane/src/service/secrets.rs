@@ -16,7 +16,7 @@ use scaivault_domain::time::{Clock, Timestamp};
 use scaivault_domain::view::{BackendView, Route};
 use scaivault_domain::{Error, Reason};
 
-use super::{ATTEMPTS, Committed, Configurations, Page, PageRequest, contended, settle};
+use super::{ATTEMPTS, Committed, Configuration, Configurations, Page, PageRequest, contended, settle};
 use crate::audit::Audit;
 use crate::connections::Connections;
 use crate::model::{SecretHead, SecretVersionHead, generation_key, secret_key, version_key};
@@ -149,7 +149,8 @@ impl Secrets {
         row: &mut AuditRow,
     ) -> Result<Found, Error> {
         let (tenant, path) = (allowed.tenant(), allowed.path());
-        let route = self.configurations.of(tenant).await?.route(path);
+        let configuration = self.configurations.of(tenant).await?;
+        let route = configuration.route(path);
         if let Some(backend) = route.backend() {
             row.backend = Some(backend.id.to_string());
         }
@@ -157,7 +158,7 @@ impl Secrets {
             Route::Local => local(&self.records, tenant, path, wanted.version).await?,
             Route::Proxied { backend, name } => {
                 row.remote_name = Some(name.as_str().into());
-                self.proxied(tenant, backend, name, wanted.version).await?
+                self.proxied(tenant, backend, name, &wanted).await?
             }
             Route::Synced { backend, name, rule } => {
                 row.remote_name = Some(name.as_str().into());
@@ -167,9 +168,9 @@ impl Secrets {
                 match self.copies.find(tenant, path, &route).await? {
                     Ok((_, replica)) => {
                         let copy = self.copies.aged(tenant, backend, *rule, path, replica).await?;
-                        self.synced(tenant, path, &route, copy, wanted).await?
+                        self.synced(&configuration, path, &route, copy, wanted).await?
                     }
-                    Err(Absence::Proxy) => self.proxied(tenant, backend, name, wanted.version).await?,
+                    Err(Absence::Proxy) => self.proxied(tenant, backend, name, &wanted).await?,
                     Err(Absence::NotFound) => return Err(absent()),
                     Err(Absence::NotSynced(reason)) => return Err(Error::not_synced(reason)),
                 }
@@ -187,14 +188,17 @@ impl Secrets {
         tenant: &TenantId,
         backend: &BackendView,
         name: &RemoteName,
-        version: Option<Version>,
+        wanted: &Wanted,
     ) -> Result<Found, Error> {
-        if version.is_some() {
-            return Err(Error::field(
-                Reason::VersionUnsupported,
-                "/version",
-                "a path in proxy mode has only its current version",
-            ));
+        let unsupported = |pointer| {
+            let detail = "a path that is read in its backend has only its current version";
+            Err(Error::field(Reason::VersionUnsupported, pointer, detail))
+        };
+        if wanted.version.is_some() {
+            return unsupported("/version");
+        }
+        if wanted.at_least > 0 {
+            return unsupported("/min_version");
         }
         let secret = self.connections.read(tenant, backend, name).await?;
         Ok(Found {
@@ -214,13 +218,14 @@ impl Secrets {
     /// A copy as it was wanted: another version of it, or one that is fresh enough.
     async fn synced(
         &self,
-        tenant: &TenantId,
+        configuration: &Configuration,
         path: &SecretPath,
         route: &Route,
         copy: Copy,
         wanted: Wanted,
     ) -> Result<Found, Error> {
-        let Route::Synced { backend, name, rule } = route else { return Err(Error::internal()) };
+        let Route::Synced { backend, rule, .. } = route else { return Err(Error::internal()) };
+        let tenant = &configuration.tenant;
         let found = |copy: Copy| {
             let replica = copy.replica;
             let value = replica.value.ok_or_else(|| Error::not_active(replica.state))?;
@@ -246,7 +251,7 @@ impl Secrets {
         let Some(limit) = limits.into_iter().flatten().min().filter(|limit| copy.age > *limit) else {
             return found(copy);
         };
-        self.refresher.refresh(tenant, backend, *rule, path, name).await?;
+        self.refresher.refresh(configuration, path, route).await?;
         match self.copies.find(tenant, path, route).await? {
             Ok((_, replica)) => {
                 let copy = self.copies.aged(tenant, backend, *rule, path, replica).await?;
@@ -532,7 +537,7 @@ impl Secrets {
     fn is_listed(
         &self,
         tenant: &TenantId,
-        configuration: &super::Configuration,
+        configuration: &Configuration,
         entry: &Entry,
     ) -> Result<bool, StoreError> {
         let Entry::Row { name, row } = entry else { return Ok(true) };

@@ -117,6 +117,7 @@ impl Tenants {
                 Error::new(Reason::InUse, format!("the tenant still has {what}")).next("delete them first")
             );
         }
+        self.audit.settle(id).await?;
         for space in [
             Space::Secret,
             Space::SecretVersion,

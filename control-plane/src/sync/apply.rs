@@ -1,19 +1,23 @@
 //! One path: what the backend says of it, what is decided, and the commit.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use scaivault_backends::background::{Background, Failed};
 use scaivault_backends::{BackendError, RemoteSecret};
 use scaivault_domain::audit::{Action, AuditRow};
+use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::path::SecretPath;
+use scaivault_domain::replica::SecretKey;
 use scaivault_domain::secret::{Kind, Metadata, SecretValue, Source, State, Version, keep_within_limits};
 use scaivault_domain::sync::fingerprint::canonical;
 use scaivault_domain::sync::plan::{Agreement, Value};
 use scaivault_domain::sync::{Base, Decision, Fingerprint, Local, Remote, SkipReason, decide};
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::{Clock, Timestamp};
-use scaivault_domain::view::BackendView;
+use scaivault_domain::view::{BackendView, Route};
 use scaivault_domain::{Error, Reason};
 use tokio::sync::Semaphore;
 
@@ -22,7 +26,7 @@ use crate::audit::Audit;
 use crate::connections::Connections;
 use crate::credentials::OwnLeases;
 use crate::model::{SecretHead, SecretVersionHead, generation_key, secret_key, version_key};
-use crate::service::Configurations;
+use crate::service::Configuration;
 use crate::store::jobs::Claim;
 use crate::store::{CommitError, Key, Records, RowVersion, StoreError, Tx};
 
@@ -82,6 +86,8 @@ pub(super) enum Applied {
     Skipped(SkipReason, String),
     /// The backend failed to give it.
     Failed(String),
+    /// The backend gives nothing at all.
+    Down(String),
 }
 
 /// Why nothing more can be committed.
@@ -102,6 +108,7 @@ enum Observed {
     Gone,
     Unreadable(SkipReason, String),
     Failed(String),
+    Down(String),
 }
 
 /// An older version.
@@ -159,6 +166,10 @@ impl Desk {
             let head = self.head(at).await?;
             let (head, found) = head.map_or((None, None), |(head, version)| (Some(head), Some(version)));
             let base = head.as_ref().and_then(|head| head.copy_of(&at.backend.id));
+            if base.is_some_and(|base| base.verified > asked) {
+                // Somebody asked later than we did, and has committed what they saw.
+                return Ok(Applied::Unchanged);
+            }
             let local = Local::of(head.as_ref().map(|head| (head.current, head.state)), base, &at.backend.id);
             let remote = match observed {
                 Observed::Value { secret, .. } => {
@@ -171,6 +182,7 @@ impl Desk {
                 Observed::Gone => Remote::Gone,
                 Observed::Unreadable(reason, detail) => return Ok(Applied::Skipped(*reason, detail.clone())),
                 Observed::Failed(detail) => return Ok(Applied::Failed(detail.clone())),
+                Observed::Down(detail) => return Ok(Applied::Down(detail.clone())),
             };
             let decision = decide(local, remote, effective.write_policy, effective.conflict_policy);
             let draft = Draft { desk: self, at, head: head.as_ref(), local, asked };
@@ -460,6 +472,7 @@ impl Draft<'_> {
             local_state,
             verified: self.asked,
             tombstone: false,
+            adopted: self.local == Local::Unbased || before.is_some_and(|base| base.adopted),
         }
     }
 
@@ -525,6 +538,14 @@ impl Observed {
             BackendError::Forbidden => Observed::Unreadable(SkipReason::Forbidden, String::new()),
             BackendError::TooLarge => Observed::Unreadable(SkipReason::TooLarge, String::new()),
             BackendError::Unrepresentable => Observed::Unreadable(SkipReason::Charset, String::new()),
+            // Not one path's fault: the others would fail in the same way.
+            BackendError::Unreachable(_)
+            | BackendError::Timeout
+            | BackendError::Server { .. }
+            | BackendError::Open { .. }
+            | BackendError::Throttled { .. }
+            | BackendError::Busy
+            | BackendError::LoginExpired => Observed::Down(failed.shown.message.to_string()),
             _ => Observed::Failed(failed.shown.message.to_string()),
         }
     }
@@ -549,8 +570,13 @@ async fn past(
     if first >= current {
         return Ok(Vec::new());
     }
+    let history = match backend.history(at.name).await {
+        // Its value is open to us and its history is not.
+        Err(Failed { cause: BackendError::Forbidden, .. }) => return Ok(Vec::new()),
+        history => history?,
+    };
     let mut past = Vec::new();
-    for line in backend.history(at.name).await? {
+    for line in history {
         if !line.remote_version.parse::<u64>().is_ok_and(|version| (first..current).contains(&version)) {
             continue;
         }
@@ -575,9 +601,11 @@ async fn past(
 /// Compares single copies with their backends, for readers who want them fresher than the last cycle left them.
 pub struct Refresher {
     desk: Desk,
-    configurations: Arc<Configurations>,
     connections: Arc<Connections>,
-    turns: Semaphore,
+    /// How many may be compared at the same time, by backend: one that hangs is in nobody else's way.
+    turns: Mutex<HashMap<LeaseKey, Arc<Semaphore>>>,
+    /// Who compares which secret now; whoever comes meanwhile waits for what it finds.
+    under_way: Mutex<HashMap<SecretKey, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl std::fmt::Debug for Refresher {
@@ -590,60 +618,108 @@ impl Refresher {
     /// Commits to `records`.
     pub fn new(
         records: Records,
-        configurations: Arc<Configurations>,
         connections: Arc<Connections>,
         audit: Arc<Audit>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let desk = Desk { records, audit, clock };
-        Refresher { desk, configurations, connections, turns: Semaphore::new(REFRESHES) }
+        Refresher { desk, connections, turns: Mutex::default(), under_way: Mutex::default() }
     }
 
-    /// Runs a cycle for one path. What the backend has is ours when this returns.
+    /// Runs a cycle for one path, by the configuration that it was routed with. What the backend has is ours when this
+    /// returns. Deletions are left to the next cycle, which counts them.
     ///
     /// # Errors
     /// `too_stale`, if the backend could not be asked.
     pub async fn refresh(
         &self,
-        tenant: &TenantId,
-        backend: &BackendView,
-        rule: usize,
+        configuration: &Configuration,
         path: &SecretPath,
-        name: &RemoteName,
+        route: &Route,
     ) -> Result<(), Error> {
-        let too_stale = |why: &str| {
-            Error::new(Reason::TooStale, format!("the copy is older than was asked for, and {why}"))
-                .retry_after(std::time::Duration::from_secs(1))
-        };
-        let Ok(_turn) = self.turns.try_acquire() else {
-            return Err(too_stale("too many others are being compared with their backends now"));
-        };
-        let anchor = self.configurations.of(tenant).await?.anchor;
-        let at = At { tenant, backend, path, name, rule };
-        let background = self.connections.background(tenant, backend)?;
-        let applied = tokio::time::timeout(
-            backend.timeout,
-            self.desk.read(&at, &background, Mandate::Configuration(anchor), Deleting::Now),
-        );
-        match applied.await {
-            Err(_) => Err(too_stale("the backend did not answer in time")),
-            Ok(Err(Stopped::Fenced)) => Err(too_stale("the configuration has just changed")),
-            Ok(Err(Stopped::Store(error))) => Err(error.into()),
-            Ok(Ok(Applied::Failed(why))) => Err(too_stale(&format!("it cannot be verified now: {why}"))),
-            Ok(Ok(Applied::Skipped(reason, _))) => {
-                Err(too_stale(&format!("it cannot be verified: {}", reason.as_str())))
+        let Route::Synced { backend, name, rule } = route else { return Err(Error::internal()) };
+        let tenant = &configuration.tenant;
+        let asked = self.desk.clock.now();
+        let key = LeaseKey { tenant: tenant.clone(), backend: backend.id.clone() };
+        let turns = lock(&self.turns).entry(key).or_insert_with(|| Arc::new(Semaphore::new(REFRESHES))).clone();
+        let compare = async {
+            let alone = self.alone(&SecretKey::new(tenant, path));
+            let _alone = alone.lock().await;
+            let at = At { tenant, backend, path, name, rule: *rule };
+            if self.verified_since(&at, asked).await? {
+                return Ok(Applied::Unchanged);
             }
-            Ok(Ok(Applied::LocalAhead)) => Err(too_stale("it was changed here")),
+            let Ok(_turn) = turns.try_acquire() else {
+                return Ok(Applied::Failed("too many others are being compared with the backend now".into()));
+            };
+            let background = self.connections.background(tenant, backend).map_err(Refused::Error)?;
+            let mandate = Mandate::Configuration(configuration.anchor);
+            Ok::<_, Refused>(self.desk.read(&at, &background, mandate, Deleting::Later).await?)
+        };
+        let too_stale = |why: String| {
+            Err(Error::new(Reason::TooStale, format!("the copy is older than was asked for: {why}"))
+                .retry_after(Duration::from_secs(1)))
+        };
+        match tokio::time::timeout(backend.timeout, compare).await {
+            Err(_) => too_stale("the backend did not answer in time".into()),
+            Ok(Err(Refused::Stopped(Stopped::Fenced))) => too_stale("the configuration has just changed".into()),
+            Ok(Err(Refused::Stopped(Stopped::Store(error)))) => Err(error.into()),
+            Ok(Err(Refused::Error(error))) => Err(error),
+            Ok(Ok(Applied::Failed(why) | Applied::Down(why))) => too_stale(why),
+            Ok(Ok(Applied::Skipped(reason, _))) => {
+                too_stale(format!("it cannot be verified ({})", reason.as_str()))
+            }
+            Ok(Ok(Applied::LocalAhead)) => too_stale("it was changed here".into()),
+            Ok(Ok(Applied::Gone)) => too_stale("it is gone in the backend; the next sync decides".into()),
             Ok(Ok(
                 Applied::Unchanged
                 | Applied::Created
                 | Applied::Updated
                 | Applied::Overruled
-                | Applied::Tombstoned
-                | Applied::Gone,
+                | Applied::Tombstoned,
             )) => Ok(()),
         }
     }
+
+    fn alone(&self, key: &SecretKey) -> Arc<tokio::sync::Mutex<()>> {
+        let mut under_way = lock(&self.under_way);
+        if let Some(alone) = under_way.get(key).and_then(Weak::upgrade) {
+            return alone;
+        }
+        under_way.retain(|_, alone| alone.strong_count() > 0);
+        let alone = Arc::default();
+        under_way.insert(key.clone(), Arc::downgrade(&alone));
+        alone
+    }
+
+    async fn verified_since(&self, at: &At<'_>, asked: Timestamp) -> Result<bool, StoreError> {
+        let head = self.desk.head(at).await?;
+        Ok(head.is_some_and(|(head, _)| {
+            head.copy_of(&at.backend.id).is_some_and(|base| base.verified >= asked)
+        }))
+    }
+}
+
+/// Why a path was not compared.
+enum Refused {
+    Stopped(Stopped),
+    Error(Error),
+}
+
+impl From<Stopped> for Refused {
+    fn from(stopped: Stopped) -> Self {
+        Refused::Stopped(stopped)
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        Refused::Stopped(error.into())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use scaivault_domain::backend::BackendId;
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::replica::{Absence, Replica, Stale, Stamp};
 use scaivault_domain::secret::State;
+use scaivault_domain::sync::Base;
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::Clock;
 use scaivault_domain::view::{BackendView, Route};
@@ -56,14 +56,21 @@ impl Copies {
     ) -> Result<Result<(Stamp, Replica), Absence>, StoreError> {
         match route {
             Route::Proxied { .. } => Ok(Err(Absence::Proxy)),
-            Route::Local => Ok(self.current(tenant, path, None).await?.ok_or(Absence::NotFound)),
-            Route::Synced { backend, rule, .. } => {
-                if let Some(found) = self.current(tenant, path, Some(&backend.id)).await? {
-                    return Ok(Ok(found));
-                }
+            Route::Local => Ok(self.current(tenant, path, |_| true).await?.ok_or(Absence::NotFound)),
+            Route::Synced { backend, name, rule } => {
                 let key = LeaseKey { tenant: tenant.clone(), backend: backend.id.clone() };
+                // First when they were compared, then the copies: those may be newer, never older.
                 let (state, _) = self.states.of(&key).await?;
-                Ok(Err(state.absence(backend, *rule, path)))
+                let pattern = backend.mapping.rules()[*rule].pattern.as_str();
+                let is_current = |base: Option<&Base>| {
+                    base.is_some_and(|base| {
+                        base.backend == backend.id
+                            && base.remote_name == name.as_str()
+                            && state.is_current(pattern, path, base)
+                    })
+                };
+                let found = self.current(tenant, path, is_current).await?;
+                Ok(found.ok_or_else(|| state.absence(backend, *rule, path)))
             }
         }
     }
@@ -103,20 +110,20 @@ impl Copies {
         Ok(!state.rules.contains_key(backend.mapping.rules()[rule].pattern.as_str()))
     }
 
-    /// The current version at `path`, if it is a copy of `backend` (`None`: whatever it is).
+    /// The current version at `path`, if its base is as `wanted`.
     async fn current(
         &self,
         tenant: &TenantId,
         path: &SecretPath,
-        backend: Option<&BackendId>,
+        wanted: impl Fn(Option<&Base>) -> bool,
     ) -> Result<Option<(Stamp, Replica)>, StoreError> {
         let at = secret_key(tenant, path);
         for _ in 0..ATTEMPTS {
             let Some((head, version)) = self.records.get::<SecretHead>(&at).await? else { return Ok(None) };
-            let base = match backend.map(|backend| head.copy_of(backend)) {
-                Some(None) => return Ok(None),
-                base => base.flatten(),
-            };
+            let base = head.base.as_ref();
+            if !wanted(base) {
+                return Ok(None);
+            }
             let key = version_key(tenant, path.as_str(), head.current);
             let entry = self.records.get_secret::<SecretVersionHead>(&key).await?;
             // Head and version are read one after the other: if the head has moved, they may not belong together.

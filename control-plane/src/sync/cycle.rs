@@ -13,14 +13,14 @@ use scaivault_domain::path::SecretPath;
 use scaivault_domain::sync::plan::{Held, Listed, Listing, Reread, Scope, Step};
 use scaivault_domain::sync::report::{Counts, HeldBack};
 use scaivault_domain::sync::{
-    Decision, Deletions, Local, Mode, Outcome, SkipReason, Skipped, SyncPlan, plan,
+    Base, Decision, Deletions, Local, Mode, Outcome, SkipReason, Skipped, SyncPlan, plan,
 };
 use scaivault_domain::time::Timestamp;
 use scaivault_domain::view::BackendView;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{Applied, At, Deleting, Desk, Mandate, Stopped};
-use super::erase::erase;
+use super::erase::{erase, erasure};
 use super::jobs::SyncJob;
 use super::runs::{Phase, Progress};
 use crate::connections::Connections;
@@ -113,7 +113,8 @@ impl Cycle<'_> {
             rules: self.rules,
             reread,
         };
-        let plan = plan(&scope, &listing, &held, self.deletions);
+        // For 100,000 names it takes longer than others may be kept waiting.
+        let plan = tokio::task::block_in_place(|| plan(&scope, &listing, &held, self.deletions));
         drop(listing);
         self.progress.enter(Phase::Applying);
         let mut tally = Tally::of(&plan, &held, self);
@@ -286,7 +287,8 @@ impl Cycle<'_> {
         let mut running = FuturesUnordered::new();
         let mut failures = 0;
         loop {
-            while running.len() < AT_ONCE
+            // While the backend fails nothing more is begun: each call takes as long to give up as the first.
+            while (running.is_empty() || failures == 0 && running.len() < AT_ONCE)
                 && let Some(step) = left.next()
             {
                 running.push(self.step(step, backend, deleting).boxed());
@@ -294,11 +296,11 @@ impl Cycle<'_> {
             let Some((step, applied)) = running.next().await else { return Ok(()) };
             self.progress.advance();
             let applied = applied?;
-            failures = if matches!(applied, Applied::Failed(_)) { failures + 1 } else { 0 };
-            if let (Applied::Failed(detail), GIVEN_UP..) = (&applied, failures) {
+            failures = if matches!(applied, Applied::Down(_)) { failures + 1 } else { 0 };
+            if let (Applied::Down(detail), GIVEN_UP..) = (&applied, failures) {
                 // The backend is down: to wait for each of the others in turn would take hours.
                 for step in left.by_ref() {
-                    tally.add(step, Applied::Failed(detail.clone()), is_known(step));
+                    tally.add(step, Applied::Down(detail.clone()), is_known(step));
                 }
             }
             tally.add(step, applied, is_known(step));
@@ -347,12 +349,20 @@ impl Cycle<'_> {
         held: &BTreeMap<SecretPath, Held>,
         now: Timestamp,
     ) -> Result<(), Stopped> {
-        for (path, held) in held {
-            let Some(base) = &held.base else { continue };
-            let ours = Local::of(held.secret, Some(base), &self.backend.id) == Local::Tombstoned;
-            if ours && now.since(base.verified) >= TOMBSTONES {
-                erase(&self.desk.records, &self.key.tenant, path, |tx| self.claim.fence(tx)).await?;
-            }
+        let is_over = |secret, base: Option<&Base>| {
+            Local::of(secret, base, &self.backend.id) == Local::Tombstoned
+                && base.is_some_and(|base| now.since(base.verified) >= TOMBSTONES)
+        };
+        for (path, _) in held.iter().filter(|(_, held)| is_over(held.secret, held.base.as_ref())) {
+            let row = erasure(&self.key.tenant, &self.backend.id, path, now);
+            erase(
+                &self.desk.records,
+                &self.key.tenant,
+                path,
+                |head| is_over(Some((head.current, head.state)), head.base.as_ref()),
+                |tx| self.desk.audit.stage(self.claim.fence(tx), &row),
+            )
+            .await?;
         }
         Ok(())
     }
@@ -511,7 +521,7 @@ impl Tally {
                 self.leave_out(step, reason, known);
                 self.skipped.push(line(step, reason, detail));
             }
-            Applied::Failed(detail) => {
+            Applied::Failed(detail) | Applied::Down(detail) => {
                 self.leave_out(step, SkipReason::Transient, known);
                 self.failed.push(line(step, SkipReason::Transient, detail));
             }
@@ -537,7 +547,7 @@ fn line(step: &Step, reason: SkipReason, detail: String) -> Skipped {
 }
 
 impl Done {
-    fn failed(class: &'static str, error: &Error, calls: BTreeMap<&'static str, u64>) -> Done {
+    pub(super) fn failed(class: &'static str, error: &Error, calls: BTreeMap<&'static str, u64>) -> Done {
         Done {
             outcome: Outcome::Failed,
             counts: Counts::default(),

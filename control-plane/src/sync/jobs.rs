@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use scaivault_domain::backend::BackendId;
 use scaivault_domain::lease::LeaseKey;
-use scaivault_domain::sync::{RunId, Trigger};
+use scaivault_domain::mapping::PathMapping;
+use scaivault_domain::path::SecretPath;
+use scaivault_domain::sync::{Mode, RunId, SyncSettings, Trigger};
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::Timestamp;
 use scaivault_domain::view::Generation;
@@ -61,17 +63,35 @@ pub(super) struct EraseJob {
     pub(super) backend: BackendId,
     /// The configuration that does not serve them any more: nodes have to know it first.
     pub(super) generation: Generation,
-    /// Whether paths that are nobody's now are erased, or only those that the backend answers for itself again.
-    pub(super) what: Erase,
+    /// The configuration that says which paths are meant.
+    pub(super) mapping: PathMapping,
+    /// Its mode.
+    pub(super) mode: Mode,
+    /// Its settings.
+    pub(super) settings: SyncSettings,
+    /// Only paths that it serves in this mode; `None`: all of its paths.
+    pub(super) only: Option<Mode>,
+    /// What becomes of what is only here.
+    pub(super) originals: Originals,
 }
 
-/// Which copies are erased.
+/// What becomes of secrets of which something is nowhere else: changed here since they were copied, or ours before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Erase {
-    /// Those whose paths are proxied again.
-    Proxied,
-    /// All of them.
-    Everything,
+pub(super) enum Originals {
+    /// They stay.
+    Kept,
+    /// They are erased too: somebody accepted it.
+    Erased,
+}
+
+impl EraseJob {
+    /// Whether a path is meant.
+    pub(super) fn covers(&self, path: &SecretPath) -> bool {
+        self.mapping.forward(path).is_some_and(|(rule, _)| {
+            let mode = self.settings.of(self.mode, &self.mapping.rules()[rule]).mode;
+            self.only.is_none_or(|only| only == mode)
+        })
+    }
 }
 
 /// The name of a backend's sync job.

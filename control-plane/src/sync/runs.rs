@@ -11,7 +11,7 @@ use scaivault_domain::sync::{RunId, RunReport, Skipped};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Key, Owner, Records, Space, StoreError, Tx};
+use crate::store::{Depth, Key, Owner, Records, Space, StoreError, Tx};
 
 /// How many runs of a backend are kept.
 const KEPT: usize = 50;
@@ -230,6 +230,25 @@ impl Runs {
             tx = tx.put(at, sealed);
         }
         tx
+    }
+
+    /// Forgets every run of a backend that is deleted.
+    pub(super) async fn forget(&self, mut tx: Tx, key: &LeaseKey) -> Result<Tx, StoreError> {
+        let owner = Owner::from(&key.tenant);
+        let prefix = format!("{}/", key.backend);
+        for space in [Space::Run, Space::RunDetail] {
+            let mut after: Option<String> = None;
+            loop {
+                let store = self.records.store();
+                let page = store.scan(&owner, space, &prefix, Depth::All, after.as_deref(), LINES).await?;
+                after = page.last().map(|entry| entry.name().to_owned());
+                tx = page.iter().fold(tx, |tx, entry| tx.delete(Key::new(&key.tenant, space, entry.name())));
+                if page.len() < LINES {
+                    break;
+                }
+            }
+        }
+        Ok(tx)
     }
 
     /// Forgets all but the last runs of a backend.

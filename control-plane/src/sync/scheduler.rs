@@ -1,6 +1,7 @@
 //! Which runs there are: by the clock, by request, after a change of the configuration.
 
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use scaivault_domain::access::{Administer, Authorized, Scope};
@@ -12,18 +13,19 @@ use scaivault_domain::mapping::Rule;
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::sync::report::Counts;
 use scaivault_domain::sync::{Deletions, Local, Mode, Outcome, RunId, RunReport, Trigger};
+use scaivault_domain::tenant::BackendName;
 use scaivault_domain::time::{Clock, Timestamp};
 use scaivault_domain::view::{BackendView, Generation};
 use scaivault_domain::{Error, Reason};
-use scaivault_telemetry::{Metrics, trace};
+use scaivault_telemetry::{BackendMetrics, Metrics, trace};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{Desk, Stopped};
 use super::cycle::{Cycle, Done};
-use super::erase::Erasures;
-use super::jobs::{Asked, ERASE, Erase, EraseJob, SYNC, SyncJob, erase_job, new_run, next_cycle, sync_job};
+use super::erase::{Erased, Erasures};
+use super::jobs::{Asked, ERASE, EraseJob, Originals, SYNC, SyncJob, erase_job, new_run, next_cycle, sync_job};
 use super::runs::{Active, Lines, Runs};
 use super::states::SyncStates;
 use crate::audit::{Audit, unique};
@@ -31,6 +33,7 @@ use crate::connections::Connections;
 use crate::model::{SecretHead, SyncState, sync_state_key};
 use crate::monitor::event_key;
 use crate::service::Configurations;
+use crate::service::federation::check_deletes;
 use crate::store::jobs::{Claim, JobName, JobState, Jobs};
 use crate::store::{CommitError, Owner, Records, Space, StoreError, Tx};
 
@@ -40,8 +43,6 @@ const NET: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 16;
 /// How often a change is tried again when another came in between.
 const ATTEMPTS: usize = 16;
-/// How many events of a tenant are kept.
-const EVENTS: usize = 10_000;
 /// How long a cancelled run may take to end.
 const CANCEL: Duration = Duration::from_secs(5);
 
@@ -81,6 +82,8 @@ pub struct Syncs {
     parts: SyncParts,
     /// Something is due that was not when it was last looked.
     nudge: Notify,
+    /// Series are told for as long as they are held.
+    series: Mutex<HashMap<LeaseKey, BackendMetrics>>,
 }
 
 impl std::fmt::Debug for Syncs {
@@ -92,7 +95,7 @@ impl std::fmt::Debug for Syncs {
 impl Syncs {
     /// Made of `parts`.
     pub fn new(parts: SyncParts) -> Self {
-        Syncs { parts, nudge: Notify::new() }
+        Syncs { parts, nudge: Notify::new(), series: Mutex::default() }
     }
 
     /// The reports of runs.
@@ -138,6 +141,9 @@ impl Syncs {
                 "a backend in proxy mode has nothing to sync: every read is current",
             )
             .next("read the secret through ScaiVault; the backend answers"));
+        }
+        if allow_deletes.is_some() {
+            check_deletes(allowed.caller(), &record.spec)?;
         }
         if let Some(run) = &allow_deletes
             && self.parts.states.of(key).await?.0.held_back.as_ref().is_none_or(|(held, _)| held != run)
@@ -223,37 +229,90 @@ impl Syncs {
         let (before, after) = (change.before, change.after);
         let (state, found) = states.of(key).await?;
         let at = sync_state_key(key);
+        let name = sync_job(key);
         let mut tx = tx;
         match after {
             Some(after) if after.is_synced() => {
                 if before.is_some_and(|before| same_sync(before, after)) {
                     return Ok(tx);
                 }
-                let kept = kept_state(&state, before, after);
+                let kept = kept_state(&state, before, after, now);
                 tx = tx.expect_as_found(at.clone(), found).put(at.clone(), records.seal(&at, &kept));
-                let name = sync_job(key);
-                tx = match after.enabled {
-                    true => jobs.schedule(tx, &name, now, &SyncJob::new(key, Trigger::Configuration, now)),
-                    false => jobs.unschedule(tx, &name),
-                };
+                // Removed first, with what was asked of it: that run has ended, as its report says.
+                tx = jobs.unschedule(tx, &name);
+                if after.enabled {
+                    tx = jobs.schedule(tx, &name, now, &SyncJob::new(key, Trigger::Configuration, now));
+                }
             }
-            Some(_) | None => {
-                tx = jobs.unschedule(tx.expect_as_found(at.clone(), found).delete(at), &sync_job(key));
-            }
+            Some(_) | None => tx = jobs.unschedule(tx.expect_as_found(at.clone(), found).delete(at), &name),
         }
-        let Some(before) = before.filter(|before| before.is_synced()) else { return Ok(tx) };
-        let what = match (after, change.leaving) {
+        if let Some(named) = before.or(after) {
+            tx = self.end_runs(tx, key, &named.name, now).await?;
+        }
+        if after.is_none() {
+            tx = self.parts.runs.forget(tx, key).await?;
+        }
+        let Some(before) = before else { return Ok(tx) };
+        let pending = jobs.get::<EraseJob>(&erase_job(key)).await?.is_some();
+        let (spec, only, originals) = match (after, change.leaving) {
             (Some(after), _) => {
+                if !before.is_synced() && !pending {
+                    return Ok(tx);
+                }
                 if change.losing == Losing::Refused {
                     self.check_ahead(key, before, after).await?;
                 }
-                Erase::Proxied
+                let originals = match change.losing {
+                    Losing::Refused => Originals::Kept,
+                    Losing::Accepted => Originals::Erased,
+                };
+                (after, Some(Mode::Proxy), originals)
             }
-            (None, Leaving::Purged) => Erase::Everything,
+            (None, Leaving::Purged) => (before, None, Originals::Kept),
+            // What was to be erased still is; the rest is kept.
+            (None, Leaving::Detached) if pending => (before, Some(Mode::Proxy), Originals::Kept),
             (None, Leaving::Detached) => return Ok(tx),
         };
-        let job = EraseJob { tenant: key.tenant.clone(), backend: key.backend.clone(), generation, what };
+        let job = EraseJob {
+            tenant: key.tenant.clone(),
+            backend: key.backend.clone(),
+            generation,
+            mapping: spec.mapping.clone(),
+            mode: spec.mode,
+            settings: spec.sync.clone(),
+            only,
+            originals,
+        };
         Ok(jobs.schedule(tx, &erase_job(key), now, &job))
+    }
+
+    fn metrics_of(&self, key: &LeaseKey, metrics: &Metrics, kind: &'static str) -> BackendMetrics {
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        series.entry(key.clone()).or_insert_with(|| metrics.backend(&key.backend, kind)).clone()
+    }
+
+    /// Ends the reports of runs that the change cuts off: each with its event, like every run.
+    async fn end_runs(
+        &self,
+        mut tx: Tx,
+        key: &LeaseKey,
+        name: &BackendName,
+        now: Timestamp,
+    ) -> Result<Tx, StoreError> {
+        let SyncParts { records, runs, .. } = &self.parts;
+        for report in runs.reports(key).await?.into_iter().filter(|report| report.ended.is_none()) {
+            let report = RunReport {
+                ended: Some(now),
+                outcome: Some(Outcome::Cancelled),
+                class: Some("cancelled".into()),
+                message: "the configuration changed".into(),
+                ..report
+            };
+            let event = event(key, name, &report, now);
+            let at = event_key(&key.tenant, &event.id);
+            tx = runs.put(tx, key, &report).put(at.clone(), records.seal(&at, &event));
+        }
+        Ok(tx)
     }
 
     /// Looks for what is due now, instead of in a moment.
@@ -273,6 +332,9 @@ impl Syncs {
                 .forward(path)
                 .map(|(rule, _)| spec.sync.of(spec.mode, &spec.mapping.rules()[rule]).mode)
         };
+        if !before.is_synced() || before.mapping == after.mapping && before.mode == after.mode {
+            return Ok(());
+        }
         let heads =
             self.parts.records.scan_all::<SecretHead>(&Owner::from(&key.tenant), Space::Secret, "").await?;
         let ahead: Vec<String> = heads
@@ -280,7 +342,8 @@ impl Syncs {
             .filter(|(name, head, _)| {
                 let Ok(path) = SecretPath::check(name) else { return false };
                 let local = Local::of(Some((head.current, head.state)), head.base.as_ref(), &key.backend);
-                matches!(local, Local::Changed | Local::Revived)
+                let adopted = head.copy_of(&key.backend).is_some_and(|base| base.adopted);
+                (adopted || matches!(local, Local::Changed | Local::Revived))
                     && mode(before, &path) == Some(Mode::Sync)
                     && mode(after, &path) == Some(Mode::Proxy)
             })
@@ -289,7 +352,7 @@ impl Syncs {
         let Some(first) = ahead.first() else { return Ok(()) };
         let others = ahead.len() - 1;
         let more = if others > 0 { format!(" and {others} more") } else { String::new() };
-        Err(Error::new(Reason::LocalAhead, format!("`{first}`{more} was changed here and would be erased")))
+        Err(Error::new(Reason::LocalAhead, format!("`{first}`{more} is not only a copy: it was changed here, or was here before, and would be erased")))
     }
 }
 
@@ -324,26 +387,37 @@ fn same_sync(before: &BackendSpec, after: &BackendSpec) -> bool {
 }
 
 /// What is still known after a change: nothing of rules that are new, or lead elsewhere now.
-fn kept_state(state: &SyncState, before: Option<&BackendSpec>, after: &BackendSpec) -> SyncState {
+fn kept_state(
+    state: &SyncState,
+    before: Option<&BackendSpec>,
+    after: &BackendSpec,
+    now: Timestamp,
+) -> SyncState {
     let mut kept = state.clone();
-    let same_store = before.is_some_and(|before| before.provider.target() == after.provider.target());
-    let is = |spec: &BackendSpec, rule: &Rule, pattern: &str| {
-        rule.pattern.as_str() == pattern && spec.sync.of(spec.mode, rule).mode == Mode::Sync
+    let same_store = before.is_some_and(|before| before.provider.target().is_same_store(&after.provider.target()));
+    // What stands before a rule decides which paths are left to it.
+    let leads = |spec: &BackendSpec, pattern: &str| -> Option<Vec<(String, String)>> {
+        let rules = spec.mapping.rules();
+        let synced = |rule: &Rule| spec.sync.of(spec.mode, rule).mode == Mode::Sync;
+        let index = rules.iter().position(|rule| rule.pattern.as_str() == pattern && synced(rule))?;
+        Some(rules[..=index].iter().map(|rule| (rule.pattern.to_string(), rule.template.to_string())).collect())
     };
-    let rule = |spec: &BackendSpec, pattern: &str| {
-        spec.mapping.rules().iter().position(|rule| is(spec, rule, pattern))
+    let unchanged = |pattern: &str| {
+        same_store && before.is_some_and(|before| leads(before, pattern) == leads(after, pattern))
     };
-    kept.rules.retain(|pattern, _| {
-        let (Some(before), Some(now)) =
-            (before.and_then(|before| Some((before, rule(before, pattern)?))), rule(after, pattern))
-        else {
-            return false;
-        };
-        // What stands before a rule decides which paths are left to it.
-        let (before, was) = before;
-        same_store && before.mapping.rules()[..=was] == after.mapping.rules()[..=now]
-    });
-    kept.due.retain(|pattern, _| kept.rules.contains_key(pattern));
+    let synced: BTreeSet<String> = after
+        .mapping
+        .rules()
+        .iter()
+        .filter(|rule| after.sync.of(after.mode, rule).mode == Mode::Sync)
+        .map(|rule| rule.pattern.to_string())
+        .collect();
+    kept.rules.retain(|pattern, _| synced.contains(pattern) && unchanged(pattern));
+    kept.due.clear();
+    kept.since.retain(|pattern, _| synced.contains(pattern) && unchanged(pattern));
+    for pattern in synced {
+        kept.since.entry(pattern).or_insert(now);
+    }
     if kept.rules.len() != state.rules.len() {
         kept.skipped.clear();
     }
@@ -397,7 +471,7 @@ impl Scheduler {
         loop {
             let mut wait = NET;
             while running.try_join_next().is_some() {}
-            for kind in [SYNC, ERASE] {
+            for kind in [ERASE, SYNC] {
                 let room = AT_ONCE.saturating_sub(running.len());
                 match jobs.due(kind, room).await {
                     Ok(due) => {
@@ -445,11 +519,15 @@ impl Scheduler {
     async fn erase(&self, claim: Claim<EraseJob>) {
         let SyncParts { records, jobs, .. } = &self.sync.parts;
         match jobs.hold(&claim, self.erasures.run(&claim)).await {
-            Some(Ok(())) => {
+            Some(Ok(Erased::All)) => {
                 let tx = jobs.finish::<_, EraseJob>(Tx::new(), &claim, None);
                 if let Err(error) = records.store().commit(tx).await {
                     tracing::warn!(%error, "an erasure that is done will be done again");
                 }
+            }
+            Some(Ok(Erased::Waiting)) => {
+                let next = (self.sync.parts.clock.now().after(NET), &claim.payload);
+                let _ = records.store().commit(jobs.finish(Tx::new(), &claim, Some(next))).await;
             }
             Some(Err(Stopped::Fenced)) => {
                 // The configuration has changed: what is left to erase is decided by the new one.
@@ -503,8 +581,10 @@ impl Scheduler {
         let (state, _) = states.of(key).await?;
         let trigger = if asked.run.is_some() { Trigger::Manual } else { claim.payload.trigger };
         let rules = due_rules(backend, &state, trigger, started);
-        let held_back = state.held_back.as_ref().map(|(run, _)| run);
-        let allowed = asked.allow_deletes.is_some() && asked.allow_deletes.as_ref() == held_back;
+        let deletions = match (&state.held_back, &asked.allow_deletes) {
+            (Some((run, count)), Some(allowed)) if run == allowed => Deletions::Allowed(*count),
+            _ => Deletions::Guarded,
+        };
 
         let begun = match runs.report(key, &active.run).await {
             Ok(report) => RunReport { started, ..report },
@@ -521,7 +601,7 @@ impl Scheduler {
             rules: &rules,
             claim,
             state: &state,
-            deletions: if allowed { Deletions::Allowed } else { Deletions::Guarded },
+            deletions,
             progress: &active.progress,
             cancel: &active.cancel,
         };
@@ -531,13 +611,17 @@ impl Scheduler {
             Some(Err(_)) | None => "ended",
         };
         let done = trace::sync_run(&key.backend, kind, outcome, jobs.hold(claim, cycle.run())).await;
-        let done = done.ok_or(Stopped::Fenced)??;
+        let done = match done.ok_or(Stopped::Fenced)? {
+            // Trying again does not help, and nobody would see that it is tried.
+            Err(Stopped::Store(StoreError::Corrupt(what))) => {
+                tracing::error!(backend.id = %key.backend, what, "a sync met a row that cannot be read");
+                Done::failed("invalid", &Error::internal(), Default::default())
+            }
+            done => done?,
+        };
         self.end(claim, key, backend, &rules, begun, &state, done).await?;
         if let Err(error) = runs.trim(key).await {
             tracing::warn!(%error, "old reports are forgotten later");
-        }
-        if let Err(error) = records.trim(&Owner::from(&key.tenant), Space::Event, "", EVENTS).await {
-            tracing::warn!(%error, "old events are forgotten later");
         }
         Ok(())
     }
@@ -592,7 +676,7 @@ impl Scheduler {
             message: done.message,
             ..begun
         };
-        let event = event(key, backend, &report, now);
+        let event = event(key, &backend.name, &report, now);
         let synced = next.secrets;
         let at = sync_state_key(key);
         let event_at = event_key(&key.tenant, &event.id);
@@ -602,7 +686,7 @@ impl Scheduler {
         tx = runs.put_lines(tx, key, &run, Lines::Failed, &done.failed);
         tx = tx.put(event_at.clone(), records.seal(&event_at, &event));
         commit(records, jobs.finish(tx, claim, Some((due, &job)))).await?;
-        let metrics = metrics.backend(&key.backend, backend.target.kind());
+        let metrics = self.sync.metrics_of(key, metrics, backend.target.kind());
         metrics.sync_run(done.outcome.as_str(), took);
         if matches!(done.outcome, Outcome::Complete | Outcome::Partial) {
             metrics.sync_succeeded(now);
@@ -649,7 +733,7 @@ fn due_rules(backend: &BackendView, state: &SyncState, trigger: Trigger, now: Ti
     }
 }
 
-fn event(key: &LeaseKey, backend: &BackendView, report: &RunReport, now: Timestamp) -> Event {
+fn event(key: &LeaseKey, name: &BackendName, report: &RunReport, now: Timestamp) -> Event {
     let run_id = report.run_id.clone();
     let kind = match report.outcome {
         Some(outcome @ (Outcome::Complete | Outcome::Partial)) => {
@@ -666,7 +750,7 @@ fn event(key: &LeaseKey, backend: &BackendView, report: &RunReport, now: Timesta
         tenant: key.tenant.clone(),
         time: now,
         backend: key.backend.clone(),
-        backend_name: backend.name.clone(),
+        backend_name: name.clone(),
         kind,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::replica::{Absence, Freshness};
-use scaivault_domain::sync::SkipReason;
+use scaivault_domain::sync::{Base, SkipReason};
 use scaivault_domain::view::BackendView;
 use scaivault_domain::{Error, Reason};
 
@@ -77,7 +77,7 @@ impl SyncState {
     pub fn problem(&self) -> Option<Error> {
         if self.failures > 0 {
             let message = format!("the last sync failed ({} in a row): {}", self.failures, self.failure);
-            return Some(Error::new(Reason::BackendUnreachable, message)
+            return Some(Error::new(Reason::BackendInvalidAnswer, message)
                 .next("see the report of the last run; copies are served meanwhile, and age"));
         }
         let (run, count) = self.held_back.as_ref()?;
@@ -85,6 +85,12 @@ impl SyncState {
         Some(Error::new(Reason::PreconditionFailed, message).next(format!(
             "see what is missing in the report of {run}; if it is right, sync with `allow_deletes` {run}"
         )))
+    }
+
+    /// Whether a copy is of the rule as it is now: it was compared since, one by one or by a cycle over all of it.
+    pub fn is_current(&self, pattern: &str, path: &SecretPath, base: &Base) -> bool {
+        let seen = self.rules.contains_key(pattern) && !self.exceptions.contains_key(path);
+        seen || self.since.get(pattern).is_none_or(|since| base.verified >= *since)
     }
 
     /// When the copies were last compared with the backend.

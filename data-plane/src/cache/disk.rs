@@ -10,25 +10,24 @@
 //! a page that was not used lately is noted a few times more ([`Recent`]).
 
 use std::any::Any;
-use std::fs;
+use std::fs::{File, TryLockError};
 use std::hash::{BuildHasher as _, RandomState};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sled::IVec;
 
-use super::dir::make_private;
+use super::dir::{lock_soon, make_private};
 use super::row::{Place, Row};
 
 /// How long opening may take. A million secrets take two seconds.
 const OPEN_PATIENCE: Duration = Duration::from_secs(15);
-/// How long sled may take to let a file go that was closed.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a write may take.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the last flush may take.
@@ -69,8 +68,7 @@ struct Write {
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct Disk {
-    dir: PathBuf,
-    /// Always there until it is dropped.
+    /// Always there until it is closed.
     tree: Option<sled::Db>,
     writes: Option<Sender<Write>>,
     closed: Mutex<Receiver<Result<(), Fault>>>,
@@ -87,7 +85,7 @@ impl Disk {
         let recent = Arc::new(Recent::default());
         let (opened, wait_opened) = mpsc::channel();
         let (writes, jobs) = mpsc::channel();
-        let (close, closed) = mpsc::channel();
+        let (closing, closed) = mpsc::channel();
         let thread = thread::Builder::new().name("cache".into()).spawn({
             let (dir, recent) = (dir.to_owned(), recent.clone());
             move || {
@@ -103,9 +101,7 @@ impl Disk {
                 // Nobody waits any more: what is behind this directory's name may be another one by now.
                 if opened.send(Ok((tree.clone(), loaded))).is_ok() {
                     write(&tree, &recent, &jobs);
-                    let last = guard(|| tree.flush().map(drop).map_err(|error| error.to_string()));
-                    drop(tree);
-                    let _ = close.send(last);
+                    let _ = closing.send(guard(|| close(tree, &dir)));
                 }
             }
         });
@@ -114,7 +110,7 @@ impl Disk {
             .recv_timeout(OPEN_PATIENCE)
             .unwrap_or_else(|_| Err(format!("opening it did not end within {OPEN_PATIENCE:?}")))?;
         let closed = Mutex::new(closed);
-        Ok((Disk { dir: dir.to_owned(), tree: Some(tree), writes: Some(writes), closed, recent }, loaded))
+        Ok((Disk { tree: Some(tree), writes: Some(writes), closed, recent }, loaded))
     }
 
     /// The row at `place`.
@@ -131,7 +127,7 @@ impl Disk {
     pub(super) fn write(&self, rows: Arc<[Row]>, flush: Flush) -> Result<(), Fault> {
         let (done, written) = mpsc::channel();
         let hangs = || Fault { reason: "a write did not end".into(), reads: Reads::Over };
-        let writes = self.writes.as_ref().expect("only dropping takes it");
+        let writes = self.writes.as_ref().expect("only closing takes it");
         writes.send(Write { rows, flush, done }).map_err(|_| hangs())?;
         written.recv_timeout(WRITE_PATIENCE).map_err(|_| hangs())?
     }
@@ -141,55 +137,51 @@ impl Disk {
         guard(|| self.tree().size_on_disk().map_err(|error| error.to_string())).unwrap_or_default()
     }
 
-    /// Takes the directory away from whoever starts next. What is open stays readable here.
-    pub(super) fn discard(&self) {
-        if let Err(error) = fs::remove_dir_all(&self.dir) {
-            tracing::error!(%error, "the cache cannot be removed: remove it before the next start");
-        }
-    }
-
-    fn tree(&self) -> &sled::Db {
-        self.tree.as_ref().expect("only dropping takes it")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
+    /// Writes the rest. Afterwards nothing is written any more, unless this is an error.
+    pub(super) fn close(&mut self) -> Result<(), Fault> {
         // The thread drops its own after this one, so that it is the thread that may hang.
         self.tree = None;
         self.writes = None;
         let closed = self.closed.get_mut().unwrap_or_else(PoisonError::into_inner);
-        match closed.recv_timeout(CLOSE_PATIENCE) {
-            Ok(Ok(())) => {}
-            Ok(Err(Fault { reason, .. })) => {
-                tracing::warn!(reason, "the cache could not be closed and is removed");
-                self.discard();
-            }
-            Err(_) => {
-                tracing::warn!("closing the cache did not end; it is removed");
-                self.discard();
-            }
-        }
+        let hangs = || Fault { reason: "closing it did not end".into(), reads: Reads::Over };
+        closed.recv_timeout(CLOSE_PATIENCE).map_err(|_| hangs())?
+    }
+
+    fn tree(&self) -> &sled::Db {
+        self.tree.as_ref().expect("only closing takes it")
     }
 }
 
 fn open_tree(dir: &Path, capacity_bytes: u64) -> Result<sled::Db, String> {
     make_private(dir).map_err(|error| error.to_string())?;
-    let config = sled::Config::new().path(dir).cache_capacity(capacity_bytes).mode(sled::Mode::LowSpace);
-    let began = Instant::now();
-    let tree = loop {
-        match config.open() {
-            // The directory is ours, so this is an earlier one of this process, which sled has yet to let go.
-            Err(sled::Error::Io(error))
-                if error.to_string().contains("acquire lock") && began.elapsed() < LOCK_PATIENCE =>
-            {
-                thread::sleep(Duration::from_millis(10));
-            }
-            opened => break opened.map_err(|error| error.to_string())?,
-        }
-    };
+    // sled does not wait for its lock. The directory is ours, so whoever has it gives it back soon.
+    wait_for_files(dir)?;
+    let tree = sled::Config::new()
+        .path(dir)
+        .cache_capacity(capacity_bytes)
+        .mode(sled::Mode::LowSpace)
+        .open()
+        .map_err(|error| error.to_string())?;
     make_private(dir).map_err(|error| error.to_string())?;
     Ok(tree)
+}
+
+/// Writes the rest, and waits until sled has let the files go: some of its threads cannot be joined.
+fn close(tree: sled::Db, dir: &Path) -> Result<(), String> {
+    tree.flush().map_err(|error| error.to_string())?;
+    drop(tree);
+    wait_for_files(dir)
+}
+
+fn wait_for_files(dir: &Path) -> Result<(), String> {
+    match File::open(dir.join("db")).map(|file| lock_soon(&file)) {
+        // Nobody has it, or it is not there yet.
+        Ok(Ok(())) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // What has it still is memory that nobody came by to free.
+        Ok(Err(TryLockError::WouldBlock)) => Ok(()),
+        Ok(Err(TryLockError::Error(error))) | Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Does what it is asked until nobody asks any more.

@@ -32,8 +32,8 @@
 //!
 //! # What a crash costs
 //!
-//! If the process dies: what was written within the last half second, but nothing that [`Cache::apply`] removed. If the
-//! machine loses power: perhaps the directory. A disk that failed is not trusted again, because a grant that was revoked
+//! If the process dies: what was written within the last half second, but nothing that [`Cache::apply`] removed comes
+//! back. If the machine goes down without closing it: the directory, because sled does not survive that. A disk that failed is not trusted again, because a grant that was revoked
 //! meanwhile would be in force after a restart: the directory is removed.
 
 mod dir;
@@ -185,8 +185,8 @@ pub struct Cache {
     /// Sealed rows, when there is no disk.
     memory: moka::sync::Cache<Place, IVec>,
     broken: AtomicU64,
-    /// Given back last.
-    _lock: Option<Lock>,
+    /// There if the disk is.
+    lock: Option<Lock>,
 }
 
 /// What only a writer needs.
@@ -220,8 +220,8 @@ impl Cache {
             Err(LockError::InUse) => return Err(CacheError::InUse(config.dir)),
             Err(LockError::Io(error)) => Err(error.to_string()),
         };
-        let opened = lock.and_then(|mut lock| {
-            let (disk, loaded, set_aside) = open_disk(&config, &seals, &mut lock)?;
+        let opened = lock.and_then(|lock| {
+            let (disk, loaded, set_aside) = open_disk(&config, &seals, &lock)?;
             Ok((lock, disk, loaded, set_aside))
         });
         let memory = moka::sync::Cache::builder()
@@ -237,7 +237,7 @@ impl Cache {
             off: off.map(OnceLock::from).unwrap_or_default(),
             memory,
             broken: AtomicU64::default(),
-            _lock: lock,
+            lock,
         };
         Ok(match opened {
             Ok((lock, disk, mut loaded, set_aside)) => {
@@ -260,18 +260,20 @@ impl Cache {
     /// The copy of a secret.
     pub fn get(&self, key: &SecretKey) -> Option<(Stamp, Replica)> {
         let hash = key.hash();
-        let entry = self.entry(hash)?;
-        if let Some(replica) = self.read(key, &entry) {
-            return Some((entry.stamp, replica));
+        let mut entry = self.entry(hash)?;
+        loop {
+            if let Some(replica) = self.read(key, &entry) {
+                return Some((entry.stamp, replica));
+            }
+            // A write may have come between the index and the row: what it wrote is there, for the index names nothing
+            // else.
+            let now = self.entry(hash)?;
+            if now.number == entry.number {
+                self.forget(hash, &entry);
+                return None;
+            }
+            entry = now;
         }
-        // A write may have come between the index and the row: look again when there is none.
-        let _writer = lock(&self.writer);
-        let entry = self.entry(hash)?;
-        if let Some(replica) = self.read(key, &entry) {
-            return Some((entry.stamp, replica));
-        }
-        self.forget(hash, &entry);
-        None
     }
 
     /// Which state of a secret is held.
@@ -321,21 +323,39 @@ impl Cache {
     pub fn apply(&self, writes: Vec<Write>) {
         let mut writer = lock(&self.writer);
         let (mut rows, mut marks_rows) = (Vec::new(), Vec::new());
+        // Until their rows are written, readers get what was there before.
+        let mut fresh: HashMap<KeyHash, Entry> = HashMap::new();
+        let mut erased = Vec::new();
         let mut flush = Flush::Soon;
         for write in writes {
             let gone = match write {
                 Write::Secret(key, stamp, replica) => {
-                    self.put_secret(&mut writer, &key, stamp, &replica, &mut rows);
+                    let hash = key.hash();
+                    let old = fresh.get(&hash).copied().or_else(|| self.entry(hash));
+                    if old.is_none_or(|old| old.stamp.revision <= stamp.revision) {
+                        let entry = self.new_secret(&mut writer, &key, stamp, &replica, &mut rows);
+                        if let Some(replaced) = fresh.insert(hash, entry) {
+                            replaced.erase(&mut erased);
+                        }
+                    }
                     continue;
                 }
-                Write::SecretGone(hash) => self.write_index().remove(&hash),
+                Write::SecretGone(hash) => {
+                    if let Some(replaced) = fresh.remove(&hash) {
+                        replaced.erase(&mut erased);
+                    }
+                    self.write_index().remove(&hash)
+                }
                 Write::View(tenant, view) => {
                     self.put(&mut writer, Name::View(tenant), &view, &mut rows);
+                    // Rare, and nothing can be served without it.
+                    flush = Flush::Now;
                     continue;
                 }
                 Write::ViewGone(tenant) => writer.others.remove(&Name::View(tenant)),
                 Write::Grant(hash, grant) => {
                     self.put(&mut writer, Name::Grant(hash), &grant, &mut rows);
+                    flush = Flush::Now;
                     continue;
                 }
                 Write::GrantGone(hash) => writer.others.remove(&Name::Grant(hash)),
@@ -366,29 +386,30 @@ impl Cache {
         }
         rows.append(&mut marks_rows);
         self.store(rows, flush);
+        {
+            let mut index = self.write_index();
+            for (hash, entry) in fresh {
+                if let Some(old) = index.insert(hash, entry) {
+                    old.erase(&mut erased);
+                }
+            }
+        }
+        self.store(erased, Flush::Soon);
     }
 
-    fn put_secret(
+    fn new_secret(
         &self,
         writer: &mut Writer,
         key: &SecretKey,
         stamp: Stamp,
         replica: &Replica,
         rows: &mut Vec<Row>,
-    ) {
-        let hash = key.hash();
-        let old = self.entry(hash);
-        if old.is_some_and(|old| old.stamp.revision > stamp.revision) {
-            return;
-        }
+    ) -> Entry {
         let plain = row::encode(replica);
         let entry = Entry::new(stamp, writer.era, writer.new_number(), &plain);
         let context = Context::secret(&key.tenant, key.path.as_str());
-        self.seals.seal(&entry, &Name::Secret(hash), Some(context), &plain, rows);
-        self.write_index().insert(hash, entry);
-        if let Some(old) = old {
-            old.erase(rows);
-        }
+        self.seals.seal(&entry, &Name::Secret(key.hash()), Some(context), &plain, rows);
+        entry
     }
 
     fn put(&self, writer: &mut Writer, name: Name, plain: &[u8], rows: &mut Vec<Row>) {
@@ -407,7 +428,7 @@ impl Cache {
         if let (Some(disk), None) = (&self.disk, self.off.get()) {
             match disk.write(rows.clone(), flush) {
                 Ok(()) => return,
-                Err(fault) => self.turn_off(disk, fault),
+                Err(fault) => self.turn_off(fault),
             }
         }
         for (place, record) in rows.iter().filter(|(place, _)| row::is_value(place)) {
@@ -418,12 +439,14 @@ impl Cache {
         }
     }
 
-    fn turn_off(&self, disk: &Disk, fault: Fault) {
+    fn turn_off(&self, fault: Fault) {
         tracing::error!(
             reason = fault.reason,
             "the cache on disk failed and is removed; values are kept in memory until the node restarts"
         );
-        disk.discard();
+        if let Some(lock) = &self.lock {
+            lock.discard();
+        }
         // Only a writer comes here, and there is one at a time.
         let _ = self.off.set(fault);
     }
@@ -468,6 +491,21 @@ impl Cache {
     }
 }
 
+impl Drop for Cache {
+    fn drop(&mut self) {
+        let (Some(disk), Some(lock)) = (&mut self.disk, &self.lock) else { return };
+        match (disk.close(), self.off.get()) {
+            (Ok(()), None) => lock.closed(),
+            // The directory is gone.
+            (_, Some(_)) => {}
+            (Err(Fault { reason, .. }), None) => {
+                tracing::warn!(reason, "the cache was not closed and is removed");
+                lock.discard();
+            }
+        }
+    }
+}
+
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache")
@@ -488,20 +526,21 @@ impl Writer {
 fn open_disk(
     config: &CacheConfig,
     seals: &Seals,
-    lock: &mut Lock,
+    lock: &Lock,
 ) -> Result<(Disk, Loaded, Option<String>), String> {
     let open = || {
+        lock.begin()?;
         let seals = seals.clone();
-        Disk::open(&config.dir, config.page_bytes, move |tree| load(tree, &seals))
+        let opened = Disk::open(lock.dir(), config.page_bytes, move |tree| load(tree, &seals))?;
+        lock.opened();
+        Ok(opened)
     };
-    let first = if lock.may_open() { open() } else { Err("the process died whenever it was opened".into()) };
-    lock.opened();
-    let reason = match first {
+    let reason: String = match open() {
         Ok((disk, loaded)) => return Ok((disk, loaded, None)),
         Err(reason) => reason,
     };
     tracing::warn!(reason, "the cache is of no use: it is set aside, and everything is fetched again");
-    dir::set_aside(&config.dir, config.clock.now()).map_err(|error| error.to_string())?;
+    lock.set_aside(config.clock.now()).map_err(|error| error.to_string())?;
     let (disk, loaded) = open()?;
     Ok((disk, loaded, Some(reason)))
 }

@@ -42,13 +42,18 @@ impl Node {
     /// Another node whose files are what this one's are now.
     fn copy(&self) -> Node {
         let node = Node { data: tempfile::tempdir().unwrap(), ring: self.ring.clone() };
-        copy(&self.dir(), &node.dir());
+        copy(self.data.path(), node.data.path());
         node
+    }
+
+    /// As if the process had died.
+    fn left_open(&self) {
+        Lock::take(&self.dir()).unwrap().opened();
     }
 }
 
 fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
+    fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let to = to.join(entry.file_name());
@@ -285,6 +290,7 @@ fn a_row_opens_only_where_it_belongs() {
     let cache = node.open().cache;
     cache.apply(vec![Write::Marks(marks("e1")), put(1, 1, b"one"), put(2, 1, b"two"), put(3, 1, b"three")]);
     drop(cache);
+    node.left_open();
     let rows = sled::open(node.dir()).unwrap();
     let values: Vec<_> = rows.scan_prefix(b"v").map(Result::unwrap).collect();
     assert_eq!(values.len(), 4);
@@ -304,6 +310,7 @@ fn a_row_that_does_not_open_is_dropped_and_can_come_again() {
     let cache = node.open().cache;
     cache.apply(vec![Write::Marks(marks("e1")), put(1, 5, b"one"), put(2, 5, b"two")]);
     drop(cache);
+    node.left_open();
     let rows = sled::open(node.dir()).unwrap();
     let last = rows.scan_prefix(b"v").next_back().unwrap().unwrap();
     rows.insert(&last.0, &last.1[1..]).unwrap();
@@ -364,13 +371,26 @@ fn one_directory_is_for_one_process() {
 fn what_killed_the_process_twice_is_not_opened_again() {
     let node = Node::new();
     node.open().cache.apply(vec![Write::Marks(marks("e1")), put(1, 1, b"x")]);
-    let attempts = node.data.path().join("cache.lock");
-    fs::write(&attempts, ".").unwrap();
-    assert!(matches!(node.open().found, Found::Warm(_)));
-    assert_eq!(fs::metadata(&attempts).unwrap().len(), 0);
-    fs::write(&attempts, "..").unwrap();
+    for _ in 0..2 {
+        Lock::take(&node.dir()).unwrap().begin().unwrap();
+    }
+    let Found::SetAside(reason) = node.open().found else { panic!("a third attempt") };
+    assert!(reason.contains("died"), "{reason}");
+    assert!(matches!(node.open().found, Found::Empty));
+}
+
+#[test]
+fn after_a_crash_of_the_process_everything_is_there_and_of_the_machine_nothing() {
+    let node = Node::new();
+    node.open().cache.apply(vec![Write::Marks(marks("e1")), put(1, 1, b"x")]);
+    node.left_open();
+    let Opened { cache, found } = node.open();
+    assert!(matches!(found, Found::Warm(_)));
+    assert_eq!(value(&cache, 1).unwrap(), b"x");
+    drop(cache);
+    let before = format!("{:<64}", "open 123 0");
+    fs::write(node.data.path().join("cache.lock"), before).unwrap();
     assert!(matches!(node.open().found, Found::SetAside(_)));
-    assert_eq!(fs::metadata(&attempts).unwrap().len(), 0);
 }
 
 #[test]
@@ -433,6 +453,7 @@ fn a_directory_that_cannot_be_written_is_set_aside() {
     let node = Node::new();
     fs::create_dir(node.dir()).unwrap();
     symlink("/dev/full", node.dir().join("db")).unwrap();
+    node.left_open();
     let Opened { cache, found } = node.open();
     let Found::SetAside(reason) = found else { panic!("{found:?}") };
     assert!(reason.contains("No space left"), "{reason}");
@@ -474,21 +495,6 @@ fn no_value_becomes_a_file_of_its_own() {
     assert_eq!(fs::read_dir(node.dir().join("blobs")).unwrap().count(), 0);
 }
 
-/// Changes a copy of the directory, and opens it: what is held is what was written, or is missing.
-fn survives(node: &Node, what: &str, harm: impl FnOnce(&Path)) {
-    let copy = node.copy();
-    harm(&copy.dir());
-    let Opened { cache, .. } = copy.open();
-    for number in 0..SECRETS {
-        if let Some((stamp, replica)) = cache.get(&key(number)) {
-            let written = if stamp.revision == 1 { b"old".to_vec() } else { some_value(number) };
-            assert!(replica.value.unwrap().expose() == written, "{what}: another value for {number}");
-        }
-    }
-    cache.apply(vec![put(1, 9, b"new")]);
-    assert_eq!(value(&cache, 1).unwrap(), b"new", "{what}");
-}
-
 const SECRETS: usize = 150;
 
 fn filled() -> Node {
@@ -503,36 +509,67 @@ fn filled() -> Node {
 }
 
 #[test]
-fn damage_never_makes_another_value() {
+fn files_that_were_changed_are_not_opened() {
     let node = filled();
-    let names: Vec<PathBuf> =
-        files(&node.dir()).iter().map(|file| file.strip_prefix(node.dir()).unwrap().to_owned()).collect();
     let mut random = 1_u64;
     let mut next = move |below: u64| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) % below
     };
-    for name in &names {
-        survives(&node, &format!("{} removed", name.display()), |dir| {
-            fs::remove_file(dir.join(name)).unwrap()
-        });
-        survives(&node, &format!("{} is garbage", name.display()), |dir| {
-            fs::write(dir.join(name), (0..5_000).map(|at| ((at * 7919) >> 3) as u8).collect::<Vec<u8>>())
-                .unwrap();
-        });
-        for turn in 0..20 {
-            let what = format!("{} turn {turn}", name.display());
-            survives(&node, &what, |dir| {
-                let file = fs::OpenOptions::new().write(true).open(dir.join(name)).unwrap();
-                let length = file.metadata().unwrap().len();
-                match turn % 4 {
-                    0 => file.set_len(next(length)).unwrap(),
-                    1 => file.write_all_at(&[0; 4096], next(length)).unwrap(),
-                    _ => {
-                        (0..=turn).for_each(|_| file.write_all_at(&[next(256) as u8], next(length)).unwrap())
-                    }
+    for turn in 0..60 {
+        let copy = node.copy();
+        let files = files(&copy.dir());
+        let name = &files[turn % files.len()];
+        let file = fs::OpenOptions::new().read(true).write(true).open(name).unwrap();
+        let length = file.metadata().unwrap().len();
+        match turn / files.len() % 4 {
+            0 => file.set_len(next(length)).unwrap(),
+            1 => fs::remove_file(name).unwrap(),
+            2 => fs::rename(name, name.with_extension("other")).unwrap(),
+            _ => {
+                let (mut byte, at) = ([0], next(length));
+                file.read_exact_at(&mut byte, at).unwrap();
+                file.write_all_at(&[byte[0] ^ 1 << (turn % 8)], at).unwrap();
+            }
+        }
+        let Opened { cache, found } = copy.open();
+        let Found::SetAside(reason) = found else { panic!("{} turn {turn}: {found:?}", name.display()) };
+        assert!(reason.contains("changed"), "{reason}");
+        assert!(cache.is_empty());
+    }
+    assert!(matches!(node.open().found, Found::Warm(_)));
+}
+
+#[test]
+fn damage_that_nobody_notices_never_makes_another_value() {
+    let node = filled();
+    node.left_open();
+    for name in files(&node.dir()) {
+        let length = fs::metadata(&name).unwrap().len();
+        for harm in 0..4 {
+            let copy = node.copy();
+            let name = copy.dir().join(name.strip_prefix(node.dir()).unwrap());
+            let file = fs::OpenOptions::new().write(true).open(&name).unwrap();
+            match harm {
+                0 => fs::remove_file(&name).unwrap(),
+                1 => file.set_len(length / 2).unwrap(),
+                2 => fs::write(&name, (0..5_000).map(|at| (at * 7919 % 251) as u8).collect::<Vec<_>>())
+                    .unwrap(),
+                _ => file.write_all_at(&[0xa5], length / 3).unwrap(),
+            }
+            let cache = copy.open().cache;
+            for number in 0..SECRETS {
+                if let Some((stamp, replica)) = cache.get(&key(number)) {
+                    let written = if stamp.revision == 1 { b"old".to_vec() } else { some_value(number) };
+                    assert!(
+                        replica.value.unwrap().expose() == written,
+                        "{} {harm}: {number}",
+                        name.display()
+                    );
                 }
-            });
+            }
+            cache.apply(vec![put(1, 9, b"new")]);
+            assert_eq!(value(&cache, 1).unwrap(), b"new", "{} {harm}", name.display());
         }
     }
 }

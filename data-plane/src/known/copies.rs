@@ -19,14 +19,15 @@ use zeroize::Zeroizing;
 
 use crate::cache::{Cache, Marks, Warm, Write};
 
-/// Most paths without a copy that are remembered.
-const ABSENT: u64 = 100_000;
+/// Most paths of which it is remembered what was told last.
+const TOLD: u64 = 200_000;
 
 /// Copies, and what there is instead of them.
 pub struct Copies {
     cache: Arc<Cache>,
-    /// With the configuration in which it was told: another one may have another backend for the path.
-    absent: moka::sync::Cache<KeyHash, (Absence, Generation)>,
+    /// What was told last of a path, with the configuration in which it was told: another one may have another backend for
+    /// the path, or another name there.
+    told: moka::sync::Cache<KeyHash, (Told, Generation)>,
     freshness: RwLock<HashMap<LeaseKey, Arc<Freshness>>>,
     /// Backends whose every copy is held: what is not held of them is not there.
     prefetched: RwLock<HashSet<BackendId>>,
@@ -36,6 +37,24 @@ impl fmt::Debug for Copies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Copies").field("cache", &self.cache).finish_non_exhaustive()
     }
+}
+
+/// What the control plane said of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// Here is the copy.
+    Copy,
+    /// There is none.
+    Absent(Absence),
+}
+
+/// Whether the control plane can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It can.
+    Linked,
+    /// It cannot: what is held has to do.
+    Alone,
 }
 
 /// What an earlier run of the node held.
@@ -54,14 +73,14 @@ pub struct Remembered {
 impl Copies {
     /// Copies in `cache`. Paths that are forgotten because there are too many are given to `forgotten`.
     pub fn new(cache: Arc<Cache>, forgotten: impl Fn(KeyHash) + Send + Sync + 'static) -> Self {
-        let evicted = move |hash: Arc<KeyHash>, _, cause: moka::notification::RemovalCause| {
-            if cause.was_evicted() {
+        let evicted = move |hash: Arc<KeyHash>, (told, _), cause: moka::notification::RemovalCause| {
+            if cause.was_evicted() && told != Told::Copy {
                 forgotten(*hash);
             }
         };
         Copies {
             cache,
-            absent: moka::sync::Cache::builder().max_capacity(ABSENT).eviction_listener(evicted).build(),
+            told: moka::sync::Cache::builder().max_capacity(TOLD).eviction_listener(evicted).build(),
             freshness: RwLock::default(),
             prefetched: RwLock::default(),
         }
@@ -73,7 +92,7 @@ impl Copies {
     }
 
     /// Takes over what an earlier run left in the cache. What cannot be read any more is as if it had never been there.
-    pub fn remember(&self, warm: Warm) -> Remembered {
+    pub fn remember(&self, warm: Warm, now: Timestamp) -> Remembered {
         let mut remembered = Remembered {
             restored: Restored { epoch: warm.marks.epoch, secrets: self.cache.held(), ..Restored::default() },
             confirmed: Some(warm.marks.confirmed),
@@ -91,7 +110,7 @@ impl Copies {
         for (_, encoded) in warm.grants {
             let grant =
                 pb::Grant::decode(&**encoded).ok().and_then(|grant| wire::grant_from_wire(grant).ok());
-            if let Some((hash, version, caller)) = grant {
+            if let Some((hash, version, caller)) = grant.filter(|(.., caller)| !caller.expired(now)) {
                 remembered.restored.grants.push((hash, version));
                 remembered.grants.push((hash, caller));
             }
@@ -107,31 +126,52 @@ impl Copies {
     }
 
     /// What is known of a path of this route, in this generation; `None`: nothing, it must be asked.
+    ///
+    /// While the control plane can be asked, a copy counts that it gave in this generation, or that a cycle of the rule
+    /// has covered since: a copy from before may be of another name in the backend. Alone, what is held is all there is.
     pub fn look(
         &self,
         key: &SecretKey,
         route: &Route,
         generation: Generation,
+        reach: Reach,
     ) -> Option<Result<Replica, Absence>> {
         let backend = route.backend().map(|backend| &backend.id);
-        if let Some((_, replica)) = self.cache.get(key)
-            // A copy of another backend, or one of ours that a backend owns now, is not what the path has.
-            && (backend.is_none() || backend == replica.backend.as_ref())
-        {
-            return Some(Ok(replica));
-        }
-        if let Some((absence, _)) = self.absent.get(&key.hash()).filter(|(_, told)| *told == generation) {
+        let told = self.told.get(&key.hash()).filter(|(_, told)| *told == generation).map(|(told, _)| told);
+        if let Some(Told::Absent(absence)) = told {
             return Some(Err(absence));
         }
+        if told == Some(Told::Copy) || reach == Reach::Alone || self.is_covered(key, route) {
+            // A copy of another backend, or one of ours that a backend owns now, is not what the path has.
+            let held = self.cache.get(key).map(|(_, replica)| replica);
+            if let Some(replica) =
+                held.filter(|replica| backend.is_none() || backend == replica.backend.as_ref())
+            {
+                return Some(Ok(replica));
+            }
+        }
         let prefetched = self.prefetched.read().unwrap_or_else(PoisonError::into_inner);
-        let whole = backend.is_some_and(|backend| prefetched.contains(backend));
-        whole.then_some(Err(Absence::NotFound))
+        let whole = reach == Reach::Alone && backend.is_some_and(|backend| prefetched.contains(backend));
+        (whole && self.is_covered(key, route)).then_some(Err(Absence::NotFound))
+    }
+
+    /// Whether a cycle has compared every copy of the route's rule.
+    fn is_covered(&self, key: &SecretKey, route: &Route) -> bool {
+        let Route::Synced { backend, rule, .. } = route else { return true };
+        let pattern = backend.mapping.rules()[*rule].pattern.as_str();
+        self.freshness(&key.tenant, &backend.id)
+            .is_some_and(|freshness| freshness.rules.iter().any(|(covered, _)| covered == pattern))
+    }
+
+    fn freshness(&self, tenant: &TenantId, backend: &BackendId) -> Option<Arc<Freshness>> {
+        let held = self.freshness.read().unwrap_or_else(PoisonError::into_inner);
+        held.get(&LeaseKey { tenant: tenant.clone(), backend: backend.clone() }).cloned()
     }
 
     /// Whether anything is known, or was asked, of a path: then its changes come by themselves.
     pub fn is_followed(&self, key: &SecretKey) -> bool {
         let hash = key.hash();
-        self.cache.stamp(hash).is_some() || self.absent.contains_key(&hash)
+        self.cache.stamp(hash).is_some() || self.told.contains_key(&hash)
     }
 
     /// How old a copy is, and whether that is longer than the period of its sync.
@@ -143,9 +183,7 @@ impl Copies {
         replica: &Replica,
         now: Timestamp,
     ) -> (std::time::Duration, Stale) {
-        let at = LeaseKey { tenant: key.tenant.clone(), backend: backend.id.clone() };
-        let freshness = self.freshness.read().unwrap_or_else(PoisonError::into_inner).get(&at).cloned();
-        let age = match freshness {
+        let age = match self.freshness(&key.tenant, &backend.id) {
             Some(freshness) => {
                 let pattern = backend.mapping.rules()[rule].pattern.as_str();
                 freshness.age(&key.path, pattern, replica.verified, now)
@@ -177,7 +215,7 @@ impl Copies {
         writes.extend(self.cache.held().into_iter().map(|(hash, _)| Write::SecretGone(hash)));
         let freshness = std::mem::take(&mut *self.freshness.write().unwrap_or_else(PoisonError::into_inner));
         writes.extend(freshness.into_keys().map(|key| Write::FreshnessGone(key.tenant, key.backend)));
-        self.absent.invalidate_all();
+        self.told.invalidate_all();
         self.begin_stream();
         self.cache.apply(writes);
     }
@@ -214,16 +252,16 @@ impl Copies {
             Change::GrantGone(hash) => writes.push(Write::GrantGone(*hash)),
             Change::Lease(_) | Change::LeaseGone(..) => {}
             Change::Secret(key, stamp, replica) => {
-                self.absent.invalidate(&key.hash());
+                self.told.insert(key.hash(), (Told::Copy, generation(&key.tenant)));
                 writes.push(Write::Secret(key.clone(), *stamp, Replica::clone(replica)));
             }
             Change::SecretAbsent(key, absence) => {
                 let hash = key.hash();
-                self.absent.insert(hash, (*absence, generation(&key.tenant)));
+                self.told.insert(hash, (Told::Absent(*absence), generation(&key.tenant)));
                 writes.push(Write::SecretGone(hash));
             }
             Change::SecretGone(hash) => {
-                self.absent.invalidate(hash);
+                self.told.invalidate(hash);
                 writes.push(Write::SecretGone(*hash));
             }
             Change::Freshness(tenant, freshness) => {
@@ -240,16 +278,22 @@ impl Copies {
     }
 
     /// Makes what was taken last beyond the process.
-    pub(super) fn keep(&self, mut writes: Vec<Write>, epoch: &str, revision: u64, now: Timestamp) {
+    pub(super) fn keep(&self, writes: Vec<Write>, epoch: &str, revision: u64, now: Timestamp) {
         let prefetched = self.prefetched.read().unwrap_or_else(PoisonError::into_inner);
-        writes.push(Write::Marks(Marks {
+        let marks = Marks {
             epoch: epoch.to_owned(),
             revision,
             confirmed: now,
             prefetched: prefetched.iter().cloned().collect(),
-        }));
+        };
         drop(prefetched);
-        self.cache.apply(writes);
+        // First the epoch that the others are of.
+        self.cache.apply(std::iter::once(Write::Marks(marks)).chain(writes).collect());
+    }
+
+    /// Forgets grants that are over, also beyond the process.
+    pub(super) fn forget_grants(&self, grants: &[TokenHash]) {
+        self.cache.apply(grants.iter().copied().map(Write::GrantGone).collect());
     }
 
     fn keep_backends(&self, tenant: &TenantId, kept: impl Fn(&LeaseKey) -> bool, writes: &mut Vec<Write>) {

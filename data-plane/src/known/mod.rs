@@ -25,10 +25,11 @@ use scaivault_domain::view::{Generation, MountTable, Route};
 use scaivault_domain::{Error, Reason};
 use scaivault_edge::auth::Verifier;
 use secrecy::SecretString;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-pub use self::copies::{Copies, Remembered};
+pub use self::copies::{Copies, Reach, Remembered};
 
 /// How long a node that starts with what it held waits for the control plane before it is ready without.
 const FIRST_CONTACT: Duration = Duration::from_secs(1);
@@ -297,6 +298,11 @@ impl Known {
         }
     }
 
+    /// Whether the control plane can be asked.
+    pub fn reach(&self) -> Reach {
+        if self.is_linked() { Reach::Linked } else { Reach::Alone }
+    }
+
     /// Refuses to serve copies after too long a time without the control plane.
     ///
     /// # Errors
@@ -306,7 +312,7 @@ impl Known {
     }
 
     /// Demands what the path of this route has and waits for it: a copy, or the reason why there is none. Everybody who
-    /// waits for it shares the demand.
+    /// waits for it shares the demand. `None`: the configuration has changed meanwhile, and the path may have another route.
     ///
     /// # Errors
     /// `control_plane_unavailable` if nobody can be asked.
@@ -315,7 +321,7 @@ impl Known {
         key: &SecretKey,
         route: &Route,
         generation: Generation,
-    ) -> Result<Result<Replica, Absence>, Error> {
+    ) -> Result<Option<Result<Replica, Absence>>, Error> {
         if !self.is_linked() {
             return Err(no_control_plane(
                 "the secret is not held here, and the control plane cannot be asked for it",
@@ -326,8 +332,11 @@ impl Known {
             let mut applied = self.applied.subscribe();
             self.demand(Demand::Secret(key.clone())).await;
             loop {
-                if let Some(found) = self.copies.look(key, route, generation) {
-                    return Ok(found);
+                if let Some(found) = self.copies.look(key, route, generation, Reach::Linked) {
+                    return Ok(Some(found));
+                }
+                if self.view(&key.tenant).is_ok_and(|view| view.generation != generation) {
+                    return Ok(None);
                 }
                 tokio::select! {
                     applied = applied.changed() => applied.map_err(|_| Error::internal())?,
@@ -361,7 +370,8 @@ impl Known {
                 confirmed.before = Duration::ZERO;
                 (confirmed.epoch.clone(), confirmed.revision)
             };
-            self.copies.keep(Vec::new(), &epoch, revision, self.clock.now());
+            let now = self.clock.now();
+            off_the_runtime(|| self.copies.keep(Vec::new(), &epoch, revision, now));
         }
     }
 
@@ -377,6 +387,9 @@ impl Known {
             let mut grants = self.grants.write().unwrap_or_else(PoisonError::into_inner);
             grants.extract_if(|_, caller| caller.expired(now)).map(|(hash, _)| hash).collect()
         };
+        if !over.is_empty() {
+            off_the_runtime(|| self.copies.forget_grants(&over));
+        }
         for hash in over {
             self.demand(Demand::DropGrant(hash)).await;
         }
@@ -550,7 +563,8 @@ impl Sink for Known {
             self.copies.take(&change, generation, &mut writes);
             self.apply_one(change);
         }
-        self.copies.keep(writes, epoch, revision, self.clock.now());
+        let now = self.clock.now();
+        off_the_runtime(|| self.copies.keep(writes, epoch, revision, now));
         *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) =
             Confirmed { at: Instant::now(), before: Duration::ZERO, epoch: epoch.to_owned(), revision };
         self.link.send_if_modified(|link| std::mem::replace(link, Link::Ready) != Link::Ready);
@@ -609,6 +623,14 @@ impl Drop for Asking<'_> {
                 asking.remove(&self.hash);
             }
         }
+    }
+}
+
+/// Does work that may wait for the disk without holding others up.
+fn off_the_runtime<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

@@ -50,6 +50,8 @@ pub enum Copied {
     Proxied,
     /// What is here is older than is wanted: the control plane may have more.
     Behind,
+    /// The configuration has changed meanwhile: the path may have another route.
+    Moved,
 }
 
 /// A copy with its value.
@@ -98,7 +100,7 @@ impl Reader {
     ) -> Result<Copied, Error> {
         let path = allowed.path();
         let key = SecretKey::new(allowed.tenant(), path);
-        let held = self.known.copies().look(&key, route, view.generation);
+        let held = self.known.copies().look(&key, route, view.generation, self.known.reach());
         self.metrics.cache_lookup(match &held {
             Some(Ok(_)) => Lookup::Hit,
             Some(Err(_)) => Lookup::Absent,
@@ -106,7 +108,11 @@ impl Reader {
         });
         let found = match held {
             Some(found) => self.known.check_values().map(|()| found),
-            None => self.known.copy(&key, route, view.generation).await,
+            None => match self.known.copy(&key, route, view.generation).await {
+                Ok(None) => return Ok(Copied::Moved),
+                Ok(Some(found)) => Ok(found),
+                Err(error) => Err(error),
+            },
         };
         let outcome = match found {
             Ok(Err(Absence::Proxy)) => return Ok(Copied::Proxied),
@@ -153,7 +159,8 @@ impl Reader {
         Ok(Held { replica, value, age, stale })
     }
 
-    /// The current value at an authorised path that `backend` owns as `name`.
+    /// The current value at an authorised path that `backend` owns as `name`; refused if the request has the field
+    /// `unsupported`, which asks for what only copies have.
     ///
     /// # Errors
     /// What the backend did wrong; `audit_unavailable` if the row cannot be written, and then no value leaves.
@@ -163,13 +170,13 @@ impl Reader {
         origin: &Origin,
         backend: &BackendView,
         name: &RemoteName,
-        version: Option<Version>,
+        unsupported: Option<&'static str>,
     ) -> Result<Arc<RemoteSecret>, Error> {
         let mut row = self.row(allowed.caller(), origin, Action::SecretRead, allowed.path().as_str());
         row.backend = Some(backend.id.to_string());
         row.remote_name = Some(name.as_str().into());
         row.source = Some(Source::Proxy.as_str().into());
-        let outcome = self.ask(allowed, backend, name, version).await;
+        let outcome = self.ask(allowed, backend, name, unsupported).await;
         if let Ok(secret) = &outcome {
             row.remote_version = (!secret.remote_version.is_empty()).then(|| secret.remote_version.clone());
         }
@@ -183,13 +190,12 @@ impl Reader {
         allowed: &Authorized<Read>,
         backend: &BackendView,
         name: &RemoteName,
-        version: Option<Version>,
+        unsupported: Option<&'static str>,
     ) -> Result<Arc<RemoteSecret>, Error> {
-        if version.is_some() {
-            let detail = "a path in proxy mode has only its current version";
-            return Err(
-                Error::field(Reason::VersionUnsupported, "/version", detail).next("read without `version`")
-            );
+        if let Some(pointer) = unsupported {
+            let detail = "a path that is read in its backend has only its current version";
+            return Err(Error::field(Reason::VersionUnsupported, pointer, detail)
+                .next("read without `version` and `min_version`"));
         }
         if !backend.enabled {
             return Err(Error::backend_disabled(&backend.name));

@@ -84,7 +84,8 @@ impl<L: Leases> Background<L> {
             let (run, name) = (self.clone(), name.clone());
             async move {
                 run.calls.count("read");
-                run.connection.backend().read(&lease, &name).await
+                let answer = run.connection.backend().read(&lease, &name).await;
+                run.certain(&lease, answer).await
             }
         };
         self.connection.guarded(self.effort("read", self.timeout), call).await
@@ -103,7 +104,8 @@ impl<L: Leases> Background<L> {
             let (run, name, version) = (self.clone(), name.clone(), remote_version.to_owned());
             async move {
                 run.calls.count("read");
-                run.connection.backend().read_version(&lease, &name, &version).await
+                let answer = run.connection.backend().read_version(&lease, &name, &version).await;
+                run.certain(&lease, answer).await
             }
         };
         self.connection.guarded(self.effort("read", self.timeout), call).await
@@ -118,7 +120,8 @@ impl<L: Leases> Background<L> {
             let (run, name) = (self.clone(), name.clone());
             async move {
                 run.calls.count("metadata");
-                run.connection.backend().history(&lease, &name).await
+                let answer = run.connection.backend().history(&lease, &name).await;
+                run.certain(&lease, answer).await
             }
         };
         self.connection.guarded(self.effort("history", self.timeout), call).await
@@ -137,6 +140,15 @@ impl<L: Leases> Background<L> {
             async move { run.connection.backend().survey(&lease, &step, &run.calls).await }
         };
         self.connection.guarded(self.effort("list", self.timeout.max(SHORTEST_SURVEY_CALL)), call).await
+    }
+
+    /// Asks once more before a name counts as closed to us, for it does until the next run: a token that was revoked a
+    /// moment ago may still pass for one that may not read.
+    async fn certain<T>(&self, lease: &Lease, answer: Result<T, BackendError>) -> Result<T, BackendError> {
+        if matches!(answer, Err(BackendError::Forbidden)) {
+            self.connection.backend().probe(lease).await?;
+        }
+        answer
     }
 
     fn effort(&self, operation: &'static str, attempt: Duration) -> Effort {

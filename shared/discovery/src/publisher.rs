@@ -220,6 +220,9 @@ pub struct Publisher {
     refused_leases: HashMap<LeaseKey, String>,
     held_leases: BTreeMap<LeaseKey, String>,
     freshness: BTreeMap<LeaseKey, Arc<Freshness>>,
+    /// What is to be sent once the node has every copy as of this revision: a copy that is out of date must not be told
+    /// to be fresh.
+    fresher: BTreeMap<LeaseKey, (u64, Arc<Freshness>)>,
     secrets: Secrets,
 }
 
@@ -243,6 +246,7 @@ impl Default for Publisher {
             refused_leases: HashMap::new(),
             held_leases: BTreeMap::new(),
             freshness: BTreeMap::new(),
+            fresher: BTreeMap::new(),
             secrets: Secrets::default(),
         }
     }
@@ -509,7 +513,8 @@ impl Publisher {
         }
         settled.complete.iter().for_each(|key| self.secrets.completed(key));
         let owed = self.revision.is_none_or(|said| said < self.owed);
-        Ok(if self.behind || owed || self.secrets.unfinished() { NextStep::Continue } else { NextStep::Wait })
+        let waiting = !self.fresher.is_empty() || self.secrets.unfinished();
+        Ok(if self.behind || owed || waiting { NextStep::Continue } else { NextStep::Wait })
     }
 
     /// What to send now, in this order. What has no room before the node acknowledges is left to a later plan, which
@@ -567,6 +572,7 @@ impl Publisher {
         self.leases.clear();
         self.held_leases.clear();
         self.freshness.clear();
+        self.fresher.clear();
         self.secrets.enter_epoch();
     }
 
@@ -577,7 +583,7 @@ impl Publisher {
             self.fill_removals(desired, batch)?;
             self.fill_grants(desired, batch)?;
             self.fill_views(desired, batch)?;
-            self.fill_freshness(desired, batch, now)?;
+            self.note_freshness(desired);
             self.fill_leases(desired, batch)?;
             self.behind = false;
             self.diffed = self.diffed.max(Some(desired.revision));
@@ -587,6 +593,7 @@ impl Publisher {
             return None;
         }
         self.secrets.fill_wanted(batch, now)?;
+        self.fill_freshness(batch, now)?;
         self.secrets.fill_prefetched(batch, now)
     }
 
@@ -648,15 +655,28 @@ impl Publisher {
         Some(())
     }
 
-    fn fill_freshness(&mut self, desired: &Desired, batch: &mut Batch, now: Timestamp) -> Option<()> {
+    fn note_freshness(&mut self, desired: &Desired) {
         self.freshness.retain(|key, _| desired.freshness.contains_key(key));
+        self.fresher.clear();
         for (key, freshness) in &desired.freshness {
             let same = |sent: &Arc<Freshness>| Arc::ptr_eq(sent, freshness) || sent == freshness;
             if !self.freshness.get(key).is_some_and(same) {
-                let pushed = wire::freshness_to_wire(&key.tenant, freshness, now);
-                batch.upsert(Lane::Bulk, pb::upsert::Resource::Freshness(pushed))?;
-                self.freshness.insert(key.clone(), freshness.clone());
+                self.fresher.insert(key.clone(), (desired.revision, freshness.clone()));
             }
+        }
+    }
+
+    fn fill_freshness(&mut self, batch: &mut Batch, now: Timestamp) -> Option<()> {
+        while let Some(entry) = self.fresher.first_entry() {
+            let (revision, freshness) = entry.get();
+            if self.secrets.whole_at(*revision).is_none_or(|whole| whole < *revision) {
+                // All were read at the same revision.
+                return Some(());
+            }
+            let pushed = wire::freshness_to_wire(&entry.key().tenant, freshness, now);
+            batch.upsert(Lane::Bulk, pb::upsert::Resource::Freshness(pushed))?;
+            let (key, (_, freshness)) = entry.remove_entry();
+            self.freshness.insert(key, freshness);
         }
         Some(())
     }

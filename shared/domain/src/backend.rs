@@ -242,6 +242,15 @@ impl Target {
         }
     }
 
+    /// Whether names mean the same there as at `other`: how the connection is secured may differ.
+    pub fn is_same_store(&self, other: &Target) -> bool {
+        match (self, other) {
+            (Target::HashicorpVault(this), Target::HashicorpVault(other)) => {
+                (&this.endpoint, &this.namespace, &this.kv) == (&other.endpoint, &other.namespace, &other.kv)
+            }
+        }
+    }
+
     /// Whether the server's certificate is checked.
     pub fn tls_verify(&self) -> bool {
         match self {
@@ -311,7 +320,9 @@ impl BackendSpec {
     /// # Errors
     /// `permission_denied`, naming the field and the capability.
     pub fn authorize_change(&self, before: Option<&BackendSpec>, caller: &Caller) -> Result<(), Error> {
-        if before.is_some_and(|before| before.provider == self.provider && before.mapping == self.mapping) {
+        if before.is_some_and(|before| {
+            before.provider == self.provider && before.mapping == self.mapping && before.mode == self.mode
+        }) {
             return Ok(());
         }
         if !caller.allows(self.provider.credentials(), Capability::Read) {

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use reqwest::{Method, StatusCode, Url};
 use scaivault_domain::backend::KvVersion;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use xtask::tools;
@@ -383,6 +384,33 @@ impl Admin {
     /// If the call is refused.
     pub async fn delete(&self, mount: &str, path: &str, versions: &[u64]) -> Result<()> {
         self.write(&format!("{mount}/delete/{path}"), json!({ "versions": versions })).await.map(drop)
+    }
+
+    /// Brings deleted versions of a secret of KV version 2 back.
+    ///
+    /// # Errors
+    /// If the call is refused.
+    pub async fn undelete(&self, mount: &str, path: &str, versions: &[u64]) -> Result<()> {
+        self.write(&format!("{mount}/undelete/{path}"), json!({ "versions": versions })).await.map(drop)
+    }
+
+    /// Removes a secret of KV version 2 with all of its versions, as if it had never been there.
+    ///
+    /// # Errors
+    /// If the call is refused.
+    pub async fn remove(&self, mount: &str, path: &str) -> Result<()> {
+        self.call(Method::DELETE, &format!("{mount}/metadata/{path}"), None).await.map(drop)
+    }
+
+    /// Writes a secret of KV version 1 whose value is this JSON, byte for byte.
+    ///
+    /// # Errors
+    /// If the call is refused.
+    pub async fn put_v1_raw(&self, mount: &str, path: &str, data: &RawValue) -> Result<()> {
+        let url = format!("{}/v1/{mount}/{path}", self.addr);
+        let request = self.http.post(url).header("X-Vault-Token", &self.token).json(data);
+        request.send().await?.error_for_status()?;
+        Ok(())
     }
 
     /// Destroys versions of a secret of KV version 2 for good.

@@ -241,7 +241,7 @@ impl FederationService for FederationApi {
             let run = RunId::parse(&message.run_id)?;
             let page = PageRequest::parse(message.page_size, &message.page_token)?;
             let report = self.0.syncs.runs().report(&key, &run).await?;
-            let (skipped, failed, next_page_token) = self.0.left_out(&key, &run, &page).await?;
+            let (skipped, failed, next_page_token) = self.0.left_out(&allowed, &key, &run, &page).await?;
             Ok(pb::GetSyncResponse { run: Some(self.0.run(&key, report)), skipped, failed, next_page_token })
         };
         answer.await.map(Response::new).map_err(status)
@@ -321,16 +321,14 @@ impl Parts {
             false => None,
         };
         let held = sync.as_ref().and_then(|state| state.problem());
-        let problem = health
-            .as_ref()
-            .and_then(|health| health.outcome.as_ref().err())
-            .or(node_login.as_ref())
-            .or(held.as_ref());
+        let disconnected =
+            health.as_ref().and_then(|health| health.outcome.as_ref().err()).or(node_login.as_ref());
+        let problem = disconnected.or(held.as_ref());
         let verdict = match (&health, problem) {
             _ if !record.spec.enabled => pb::BackendHealth::Disabled,
             (None, _) => pb::BackendHealth::Pending,
             (Some(health), _) if health.unreachable => pb::BackendHealth::Unreachable,
-            (Some(_), Some(error)) if is_outage(error.reason) => pb::BackendHealth::Unreachable,
+            _ if disconnected.is_some_and(|error| is_outage(error.reason)) => pb::BackendHealth::Unreachable,
             (Some(_), Some(_)) => pb::BackendHealth::Degraded,
             (Some(_), None) => pb::BackendHealth::Healthy,
         };

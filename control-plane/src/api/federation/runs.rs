@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use scaivault_domain::access::{Administer, Authorized, Scope};
+use scaivault_domain::access::{Administer, Authorized, Capability, Scope};
 use scaivault_domain::backend::BackendId;
 use scaivault_domain::lease::LeaseKey;
+use scaivault_domain::path::SecretPath;
 use scaivault_domain::Error;
 use scaivault_domain::sync::{Outcome, RunId, RunReport, Skipped};
 use scaivault_edge::wire;
@@ -28,9 +29,10 @@ impl Parts {
         sync_run(report, progress.map(|(_, progress)| progress))
     }
 
-    /// A page of what a run left out: first what it skipped, then what failed.
+    /// A page of what a run left out, as far as the caller may list it: first what it skipped, then what failed.
     pub(super) async fn left_out(
         &self,
+        allowed: &Authorized<Administer, Scope>,
         key: &LeaseKey,
         run: &RunId,
         page: &PageRequest,
@@ -58,7 +60,11 @@ impl Parts {
         } else {
             String::new()
         };
-        let lines = |lines: Vec<Skipped>| lines.into_iter().map(skipped_path).collect();
+        // Which paths there are is as much a secret as a listing is.
+        let may_see = |line: &Skipped| {
+            SecretPath::check(&line.path).map_or(true, |path| allowed.caller().allows(&path, Capability::List))
+        };
+        let lines = |lines: Vec<Skipped>| lines.into_iter().filter(may_see).map(skipped_path).collect();
         Ok((lines(skipped), lines(failed), next))
     }
 

@@ -71,7 +71,8 @@ impl VaultBackend {
         let answer = self.ask(lease, name, Question::Versions).await;
         let secret = match answer.and_then(|(_, answer)| Ok((data::<KeyInfo>(&answer)?, answer.date))) {
             Ok((info, date)) => info.surveyed(name.clone(), date),
-            Err(BackendError::Forbidden) => return Ok(forbidden(name, EntryKind::Secret)),
+            // What is closed is its metadata: whether its value is, a read tells.
+            Err(BackendError::Forbidden) => Some(Surveyed { name: name.clone(), seen: None }),
             // Gone since it was listed.
             Err(BackendError::NotFound) => None,
             Err(BackendError::TooLarge) => Some(Surveyed { name: name.clone(), seen: None }),

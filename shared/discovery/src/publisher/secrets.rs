@@ -218,9 +218,8 @@ impl Secrets {
             .map(|backend| LeaseKey { tenant: tenant.clone(), backend: backend.id.clone() })
             .collect();
         self.prefetch.retain(|key, _| key.tenant != *tenant || prefetched.contains(key));
-        for key in prefetched {
-            self.prefetch.entry(key).or_insert(Prefetch::Due);
-        }
+        // Also what was complete: another configuration may have more of it.
+        self.prefetch.extend(prefetched.into_iter().map(|key| (key, Prefetch::Due)));
         self.ask_again(|key| key.tenant == *tenant);
     }
 

@@ -45,6 +45,9 @@ pub struct Base {
     pub verified: Timestamp,
     /// The deletion here followed one in the backend.
     pub tombstone: bool,
+    /// The secret was ours before it was a copy: some of its versions are nowhere else.
+    #[serde(default)]
+    pub adopted: bool,
 }
 
 /// Our side of a path, compared with the base.
@@ -306,13 +309,19 @@ pub enum Reread {
 pub enum Deletions {
     /// They are.
     Guarded,
-    /// Somebody consented.
-    Allowed,
+    /// Somebody consented to as many as this.
+    Allowed(u64),
 }
 
 impl Deletions {
     fn too_many(self, deletions: u64, known: u64) -> bool {
-        self == Deletions::Guarded && deletions >= 3 && deletions * 5 > known
+        let consented = matches!(self, Deletions::Allowed(most) if deletions <= most);
+        !consented && deletions >= 3 && deletions * 5 > known
+    }
+
+    /// Whether this many may go although nothing is left of a rule's listing.
+    fn may_empty(self, deletions: u64) -> bool {
+        matches!(self, Deletions::Allowed(most) if deletions <= most)
     }
 }
 
@@ -441,7 +450,7 @@ pub fn plan(
     let too_many = deletions.too_many(count, plan.known);
     for step in missing {
         let emptied = !listed_rules.contains(&step.rule);
-        if too_many || (emptied && deletions == Deletions::Guarded) {
+        if too_many || (emptied && !deletions.may_empty(count)) {
             plan.skip(step.path.as_str(), &step.name, SkipReason::MassDeleteGuard);
             plan.held_back.get_or_insert(HeldBack { deletions: 0, known: plan.known }).deletions += 1;
             plan.unverified.push(step.path);

@@ -1,4 +1,4 @@
-//! Which core runs what, and how much of it.
+//! Which core runs what, and how much of it and of the memory.
 
 use std::path::Path;
 use std::process::{self, Command, Stdio};
@@ -69,4 +69,24 @@ pub(crate) fn used(process: u32) -> Result<Duration> {
         nanos += run.parse::<u64>().context("this kernel keeps no schedstat")?;
     }
     Ok(Duration::from_nanos(nanos))
+}
+
+/// Memory of a process that is resident now.
+pub(crate) fn resident(process: u32) -> Result<u64> {
+    status(process, "VmRSS")
+}
+
+/// The most memory of a process that was resident at any time.
+pub(crate) fn resident_peak(process: u32) -> Result<u64> {
+    status(process, "VmHWM")
+}
+
+/// Bytes.
+fn status(process: u32, name: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kib = line
+        .and_then(|line| line.trim().strip_suffix(" kB"))
+        .with_context(|| format!("this kernel tells no {name}"))?;
+    Ok(kib.parse::<u64>()? << 10)
 }

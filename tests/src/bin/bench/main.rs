@@ -3,35 +3,51 @@
 //! Figures are those of pairs that take turns, server on one core and generator on the other; see
 //! `docs/performance.md`. Nothing is asserted.
 
+mod bulk;
 mod cpu;
 mod floors;
 mod load;
 mod pairs;
+mod planes;
 mod report;
 mod subjects;
+mod syncs;
 
-use std::path::Path;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 
+use crate::bulk::Bulk;
 use crate::cpu::Pinning;
 use crate::pairs::Extent;
 use crate::report::Report;
+use crate::subjects::Store;
 
 const USAGE: &str = "\
-usage: bench [--quick]
+usage: bench [--quick | --docs]
 
-  Measures pairs, prints them as a table, and writes target/bench/report.json.
-  --quick    fewer and shorter turns, under 40 seconds";
+  Measures, prints tables, and writes target/bench/report.json.
+  --quick    fewer and shorter turns, and few secrets, under a minute
+  --docs     puts the tables into docs/performance.md, too";
+
+const WHOLE: Extent = Extent {
+    rounds: 8,
+    turn: Duration::from_millis(1500),
+    bulks: &[Bulk { secrets: 10_000, rounds: 3 }, Bulk { secrets: 100_000, rounds: 1 }],
+};
+const QUICK: Extent =
+    Extent { rounds: 3, turn: Duration::from_millis(700), bulks: &[Bulk { secrets: 1000, rounds: 2 }] };
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let done = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => measure(Extent { rounds: 8, turn: Duration::from_millis(1500) }),
-        ["--quick"] => measure(Extent { rounds: 3, turn: Duration::from_millis(700) }),
+        [] => measure(WHOLE).map(drop),
+        ["--quick"] => measure(QUICK).map(drop),
+        ["--docs"] => measure(WHOLE).and_then(|report| report.write_into(&docs())),
         ["serve-tonic", address, answer] => floors::tonic(address, Path::new(answer)),
         ["serve-axum", address, answer] => floors::axum(address, Path::new(answer)),
         ["serve-passthrough", address, upstream] => floors::passthrough(address, upstream),
@@ -49,13 +65,22 @@ fn main() -> ExitCode {
     }
 }
 
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs").join("performance.md")
+}
+
 #[tokio::main(flavor = "current_thread")]
-async fn measure(extent: Extent) -> Result<()> {
+async fn measure(extent: Extent) -> Result<Report> {
     let start = Instant::now();
     let pinning = Pinning::possible();
-    let pairs = pairs::measure(extent, pinning).await?;
-    let report = Report::new(extent, pinning, pairs);
-    report.print()?;
+    let folder = tempfile::Builder::new().prefix("bench-").tempdir()?;
+    eprintln!("starting OpenBao, both planes and the servers to compare with …");
+    let store = Store::start().await?;
+    pinning.pin_generator()?;
+    let pairs = pairs::measure(extent, &store, folder.path(), pinning).await?;
+    let syncs = syncs::measure(extent.bulks, &store, folder.path(), pinning).await?;
+    let report = Report::new(extent, pinning, pairs, syncs);
+    writeln!(io::stdout(), "\n{}", report.to_markdown())?;
     let folder = env::current_exe()?
         .parent()
         .and_then(Path::parent)
@@ -65,5 +90,5 @@ async fn measure(extent: Extent) -> Result<()> {
     let file = folder.join("report.json");
     fs::write(&file, report.to_json()?)?;
     eprintln!("{:.0} s; written to {}", start.elapsed().as_secs_f64(), file.display());
-    Ok(())
+    Ok(report)
 }

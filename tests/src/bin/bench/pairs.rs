@@ -1,6 +1,7 @@
 //! Pairs that take turns, and the figures that come of it.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -8,9 +9,11 @@ use scaivault_tests::http;
 use serde::Serialize;
 use tokio::time::sleep;
 
+use crate::bulk::Bulk;
 use crate::cpu::{self, Pinning};
 use crate::load::{Grpc, Http, Plain, Reader, read_for};
-use crate::subjects::{Server, Subjects, VAULT_TOKEN, grpc, name};
+use crate::planes::Server;
+use crate::subjects::{COPIED, PROXIED, Store, Subjects, VAULT_TOKEN, grpc, name};
 
 /// Readers of the pairs that measure throughput.
 const MANY: usize = 64;
@@ -24,6 +27,8 @@ pub(crate) struct Extent {
     pub(crate) rounds: usize,
     /// How long a turn is.
     pub(crate) turn: Duration,
+    /// What is synced.
+    pub(crate) bulks: &'static [Bulk],
 }
 
 /// ScaiVault beside its floor, in the report's own names.
@@ -55,27 +60,30 @@ pub(crate) struct Pair {
 }
 
 /// Measures every pair.
-pub(crate) async fn measure(extent: Extent, pinning: Pinning) -> Result<Vec<Pair>> {
-    eprintln!("starting OpenBao, both planes and the servers to compare with …");
-    let subjects = Subjects::start(MANY, pinning).await?;
-    pinning.pin_generator()?;
+pub(crate) async fn measure(
+    extent: Extent,
+    store: &Store,
+    folder: &Path,
+    pinning: Pinning,
+) -> Result<Vec<Pair>> {
+    let subjects = Subjects::start(store, folder, MANY, pinning).await?;
     let mut pairs = vec![cached_grpc(&subjects, extent).await?, cached_rest(&subjects, extent).await?];
-    pairs.extend(proxied(&subjects, 1, extent).await?);
-    pairs.extend(proxied(&subjects, 16, extent).await?);
+    pairs.extend(proxied(&subjects, store, 1, extent).await?);
+    pairs.extend(proxied(&subjects, store, 16, extent).await?);
     Ok(pairs)
 }
 
 async fn cached_grpc(subjects: &Subjects, extent: Extent) -> Result<Pair> {
     let arm = |server: &Server| {
-        let clients = (0..CONNECTIONS).map(|_| grpc(server.address, &subjects.token));
+        let clients = (0..CONNECTIONS).map(|_| grpc(server.address, &subjects.control_plane.token));
         let clients = clients.collect::<Result<Vec<_>>>()?;
         let readers = (0..MANY).map(|reader| {
             let client = clients[reader % CONNECTIONS].clone();
-            Grpc { client, path: name(reader) }
+            Grpc { client, path: format!("{COPIED}/{}", name(reader)) }
         });
-        anyhow::Ok(Arm { process: Some(server.process()), readers: readers.collect() })
+        anyhow::Ok(Arm::new(Some(server.process()), readers.collect()))
     };
-    let arms = [arm(&subjects.tonic)?, arm(&subjects.scaivault)?];
+    let arms = [arm(&subjects.tonic)?, arm(&subjects.node)?];
     let [floor, ours] = take_turns("cached_grpc", arms, extent).await?;
     Ok(Pair::of_cpu("cached_grpc", "bare tonic unary service", MANY, &ours, &floor))
 }
@@ -84,33 +92,33 @@ async fn cached_rest(subjects: &Subjects, extent: Extent) -> Result<Pair> {
     let arm = async |server: &Server| {
         let mut readers = Vec::new();
         for reader in 0..MANY {
-            let path = format!("/v1/secrets/{}", name(reader));
-            readers.push(Plain::connect(server.address, &path, &subjects.token).await?);
+            let path = format!("/v1/secrets/{COPIED}/{}", name(reader));
+            readers.push(Plain::connect(server.address, &path, &subjects.control_plane.token).await?);
         }
-        anyhow::Ok(Arm { process: Some(server.process()), readers })
+        anyhow::Ok(Arm::new(Some(server.process()), readers))
     };
-    let arms = [arm(&subjects.axum).await?, arm(&subjects.scaivault).await?];
+    let arms = [arm(&subjects.axum).await?, arm(&subjects.node).await?];
     let [floor, ours] = take_turns("cached_rest", arms, extent).await?;
     Ok(Pair::of_cpu("cached_rest", "bare axum handler", MANY, &ours, &floor))
 }
 
 /// Reads of OpenBao: direct, through a node, and through the simplest proxy there is.
-async fn proxied(subjects: &Subjects, readers: usize, extent: Extent) -> Result<[Pair; 2]> {
+async fn proxied(subjects: &Subjects, store: &Store, readers: usize, extent: Extent) -> Result<[Pair; 2]> {
     let arm = |process: Option<u32>, address: SocketAddr, base: &str, header: (&'static str, String)| {
         let client = http::client(None)?;
         let readers = (0..readers).map(|reader| {
-            let url = format!("http://{address}{base}{}", name(reader));
+            let url = format!("http://{address}{base}/{}", name(reader));
             Http { client: client.clone(), url, header: header.clone() }
         });
-        anyhow::Ok(Arm { process, readers: readers.collect() })
+        anyhow::Ok(Arm::new(process, readers.collect()))
     };
-    let vault = || (VAULT_TOKEN, subjects.vault_token.clone());
-    let bearer = ("authorization", format!("Bearer {}", subjects.token));
-    let (scaivault, passthrough) = (&subjects.scaivault, &subjects.passthrough);
+    let vault = || (VAULT_TOKEN, store.token.clone());
+    let bearer = ("authorization", format!("Bearer {}", subjects.control_plane.token));
+    let (node, passthrough) = (&subjects.node, &subjects.passthrough);
     let arms = [
-        arm(None, subjects.openbao.socket(), "/v1/secret/data/", vault())?,
-        arm(Some(scaivault.process()), scaivault.address, "/v1/secrets/external/hashicorp/", bearer)?,
-        arm(Some(passthrough.process()), passthrough.address, "/v1/secret/data/", vault())?,
+        arm(None, store.openbao.socket(), "/v1/secret/data", vault())?,
+        arm(Some(node.process()), node.address, &format!("/v1/secrets/{PROXIED}"), bearer)?,
+        arm(Some(passthrough.process()), passthrough.address, "/v1/secret/data", vault())?,
     ];
     let (ours_named, simplest_named) = match readers {
         1 => ("proxied_read_added_p50_ms", "passthrough_added_p50_ms"),
@@ -129,6 +137,9 @@ struct Arm<R> {
     /// Which process is charged.
     process: Option<u32>,
     readers: Vec<R>,
+    /// What the process had used when the last turn ended. What it does after its answers, while it is another's turn,
+    /// belongs to them too.
+    charged: Option<Duration>,
 }
 
 /// What an arm did in one turn.
@@ -138,11 +149,15 @@ struct Turn {
 }
 
 impl<R: Reader> Arm<R> {
+    fn new(process: Option<u32>, readers: Vec<R>) -> Self {
+        Arm { process, readers, charged: None }
+    }
+
     async fn turn(&mut self, time: Duration) -> Result<Turn> {
-        let used = |process: Option<u32>| process.map(cpu::used).transpose();
-        let before = used(self.process)?;
         let mut took = read_for(&mut self.readers, time).await?;
-        let cpu = used(self.process)?.zip(before).map(|(after, before)| after.saturating_sub(before));
+        let used = self.process.map(cpu::used).transpose()?;
+        let before = std::mem::replace(&mut self.charged, used);
+        let cpu = used.zip(before).map(|(after, before)| after.saturating_sub(before));
         took.sort_unstable();
         Ok(Turn { cpu, took })
     }
@@ -163,7 +178,7 @@ async fn take_turns<R: Reader, const N: usize>(
     for _ in 0..extent.rounds {
         for (arm, turns) in arms.iter_mut().zip(&mut turns) {
             turns.push(arm.turn(extent.turn).await?);
-            // The server finishes what it does after an answer, on its own account.
+            // The server finishes what it does after an answer, before the next one's turn.
             sleep(Duration::from_millis(20)).await;
         }
     }
@@ -190,7 +205,8 @@ impl Turn {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+/// The one in the middle.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)

@@ -9,7 +9,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use xtask::tools;
 
-use crate::story::{Demo, SECRET};
+use crate::story::{COPIED, Demo, SECRET};
 use crate::transcript::Transcript;
 
 /// How many lines of an output are shown.
@@ -77,7 +77,9 @@ fn curl_lines(curl: &str) -> Vec<Line> {
         format!("{} \\\n  -X PUT {header} -d '{body}'", read(route))
     };
     let (remote, local) = (format!("/v1/secrets/{SECRET}"), "/v1/secrets/demo/hello");
+    let copied = format!("/v1/secrets/{COPIED}");
     let status = "/v1/federation/backends/$BACKEND/status";
+    let report = "/v1/federation/backends/$COPY/syncs/$RUN";
     vec![
         line("REST: read a secret of OpenBao", read(&remote), r#""source":"proxy""#),
         line(
@@ -86,6 +88,8 @@ fn curl_lines(curl: &str) -> Vec<Line> {
             r#""code":"federated_read_only""#,
         ),
         line("REST: look at the backend", read(status), r#""status":"healthy""#),
+        line("REST: read a copy, from ScaiVault's own store", read(&copied), r#""source":"sync""#),
+        line("REST: what the first sync copied and left out", read(report), r#""reason":"charset""#),
         line(
             "REST: write a secret of ScaiVault's own, and read it",
             write(local, r#"{"data":{"greeting":"hello"}}"#),
@@ -119,6 +123,13 @@ fn scaivault_lines(scaivault: &str) -> Vec<Line> {
         line("The command line: read a secret of OpenBao", format!("{scaivault} get {SECRET}"), "autumn"),
         line("List what lies beside it", format!("{scaivault} list external/hashicorp/app"), "stripe"),
         line("Look at the backend", format!("{scaivault} backend status $BACKEND"), "healthy"),
+        line(
+            "See what the sync copied, and what it left out and why",
+            format!("{scaivault} backend sync-report $COPY $RUN"),
+            "with space  charset",
+        ),
+        line("Sync now", format!("{scaivault} backend sync $COPY --wait"), "complete"),
+        line("Read a copy", format!("{scaivault} get {COPIED}"), "sync"),
         line("See who did what", format!("{scaivault} audit tail -n 5"), "secret."),
     ]
 }
@@ -129,7 +140,8 @@ pub(crate) async fn show(demo: &Demo, tools: &Tools, title: &str, out: &mut Tran
     out.blank()?;
     out.command(&format!("export SCAIVAULT_ADDR={}", demo.address))?;
     out.command(&format!("export SCAIVAULT_TOKEN={}", demo.token))?;
-    out.command(&format!("export BACKEND={}", demo.backend))?;
+    out.command(&format!("export BACKEND={} COPY={}", demo.backend, demo.copy))?;
+    out.command(&format!("export RUN={}", demo.run))?;
 
     let mut failed = 0;
     let program = |path: &Option<PathBuf>| path.as_deref().map(shell_word);
@@ -187,7 +199,7 @@ async fn execute(line: &str, demo: &Demo) -> Result<String> {
     let mut shell = Command::new("sh");
     shell.args(["-c", line]);
     shell.env("SCAIVAULT_ADDR", &demo.address).env("SCAIVAULT_TOKEN", &demo.token);
-    shell.env("BACKEND", &demo.backend);
+    shell.env("BACKEND", &demo.backend).env("COPY", &demo.copy).env("RUN", &demo.run);
     let done = timeout(PATIENCE, shell.kill_on_drop(true).output());
     let done = done.await.with_context(|| format!("`{line}` took longer than {PATIENCE:?}"))??;
     Ok(String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr))

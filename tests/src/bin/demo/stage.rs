@@ -21,10 +21,21 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Starts an OpenBao.
+    /// Starts an OpenBao that keeps its data over an outage.
     pub(crate) async fn openbao(&mut self) -> Result<&OpenBao> {
-        let started = OpenBao::start(openbao::Options::default()).await;
+        let started = OpenBao::start(openbao::Options::default().on_disk()).await;
         Ok(self.openbao.insert(started.context("OpenBao does not run, and the demo needs one")?))
+    }
+
+    /// An outage begins: OpenBao stops.
+    pub(crate) async fn stop_openbao(&mut self) -> Result<()> {
+        self.openbao.as_mut().context("OpenBao was never started")?.stop().await
+    }
+
+    /// The outage ends: OpenBao is back at the same address.
+    pub(crate) async fn start_openbao_again(&mut self) -> Result<()> {
+        let openbao = self.openbao.as_mut().context("OpenBao was never started")?;
+        openbao.start_again().await.context("OpenBao does not come back")
     }
 
     /// Starts both planes, at the usual address if it is free.

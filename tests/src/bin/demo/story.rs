@@ -21,6 +21,9 @@ use crate::transcript::Transcript;
 const CREDENTIAL: &str = "infra/hashicorp/approle";
 /// The secret that is shown.
 pub(crate) const SECRET: &str = "external/hashicorp/app/db";
+/// The same secret as a copy.
+pub(crate) const COPIED: &str = "external/copy/app/db";
+const BACKENDS: &str = "/v1/federation/backends";
 
 /// What the rest of the demo needs to know.
 pub(crate) struct Demo {
@@ -28,8 +31,12 @@ pub(crate) struct Demo {
     pub(crate) address: String,
     /// The operator's token.
     pub(crate) token: String,
-    /// The id of the backend.
+    /// The id of the backend that is proxied.
     pub(crate) backend: String,
+    /// The id of the one that is copied.
+    pub(crate) copy: String,
+    /// The run that made the copies.
+    pub(crate) run: String,
 }
 
 /// Starts everything and tells the story.
@@ -43,6 +50,7 @@ pub(crate) async fn tell(stage: &mut Stage, out: &mut Transcript) -> Result<Demo
     out.detail("secret/app/db             3 versions, custom metadata team=payments")?;
     out.detail("secret/app/stripe")?;
     out.detail("secret/team/eu/mail/smtp")?;
+    out.detail("secret/app/with space         a name that no path of ScaiVault has")?;
 
     let dev = stage.planes().await?;
     let (address, token) = (format!("http://{}", dev.node), dev.token.expose_secret().to_owned());
@@ -67,19 +75,8 @@ pub(crate) async fn tell(stage: &mut Stage, out: &mut Transcript) -> Result<Demo
         format!(r#"           "auth_config_path":"{CREDENTIAL}"}},"#),
         r#" "path_mapping":{"external/hashicorp/**":"secret/data/**"}}"#.to_owned(),
     ];
-    out.sent("POST /v1/federation/backends")?;
-    for line in &body {
-        out.sent(line)?;
-    }
-    let created = api.send(Method::POST, "/v1/federation/backends", Some(body.concat())).await?;
-    let created = succeeded(created)?;
-    let backend = created["id"].as_str().context("a backend without an id")?.to_owned();
-    let status_path = format!("/v1/federation/backends/{backend}/status");
-    let status = wait::until("the backend is healthy", async || {
-        let status = api.get(&status_path).await?.ok()?;
-        Ok((status["status"] == "healthy").then_some(status))
-    })
-    .await?;
+    let backend = create_backend(&api, &body, out).await?;
+    let status = healthy(&api, &backend).await?;
     let state = status["connection"]["status"].as_str().unwrap_or_default();
     out.received(&format!("201, id {backend}, {state}"))?;
 
@@ -105,7 +102,119 @@ pub(crate) async fn tell(stage: &mut Stage, out: &mut Transcript) -> Result<Demo
     let fresh = read(&api, path, out).await?;
     ensure!(fresh["data"]["api_key"] == "after-the-rotation", "the read after the change gave the old value");
 
-    Ok(Demo { address, token, backend })
+    out.step("The same OpenBao becomes a second backend, in sync mode: it is copied every 10 seconds")?;
+    let body = [
+        r#"{"name":"hashicorp-copy","type":"hashicorp-vault","mode":"sync","sync_interval":"10s","#
+            .to_owned(),
+        format!(r#" "config":{{"endpoint":"{endpoint}","auth_method":"approle","#),
+        format!(r#"           "auth_config_path":"{CREDENTIAL}"}},"#),
+        r#" "path_mapping":{"external/copy/**":"secret/data/**"}}"#.to_owned(),
+    ];
+    let copy = create_backend(&api, &body, out).await?;
+    out.received(&format!("201, id {copy}"))?;
+
+    out.step("The first sync has its report: what was copied, and what was left out and why")?;
+    let run = first_run(&api, &copy, out).await?;
+
+    out.step("A copy is read: it comes from ScaiVault's own store, and says how old it is")?;
+    read(&api, COPIED, out).await?;
+
+    out.step("OpenBao stops. A proxied read fails, within its deadline; the copy is served")?;
+    stage.stop_openbao().await?;
+    refused(&api, SECRET, 502, out).await?;
+    read(&api, COPIED, out).await?;
+
+    out.step("OpenBao starts again. Proxied reads work, and the next sync compares the copies")?;
+    stage.start_openbao_again().await?;
+    wait::until("the proxied secret is read again", async || {
+        Ok((api.get(&format!("/v1/secrets/{SECRET}")).await?.status == 200).then_some(()))
+    })
+    .await?;
+    read(&api, SECRET, out).await?;
+    for backend in [&backend, &copy] {
+        reached(&api, backend).await?;
+    }
+    let route = format!("{BACKENDS}/{copy}/sync?wait=30s");
+    out.sent(&format!("POST {route}"))?;
+    let report = succeeded(api.send(Method::POST, &route, None).await?)?;
+    ensure!(report["outcome"] == "complete", "the sync after the outage: {report}");
+    out.received(&format!("200, {}", counts(&report)))?;
+    healthy(&api, &copy).await?;
+
+    Ok(Demo { address, token, backend, copy, run })
+}
+
+/// Configures a backend as `body` says, line by line; returns its id.
+async fn create_backend(api: &Rest, body: &[String], out: &Transcript) -> Result<String> {
+    out.sent(&format!("POST {BACKENDS}"))?;
+    for line in body {
+        out.sent(line)?;
+    }
+    let created = succeeded(api.send(Method::POST, BACKENDS, Some(body.concat())).await?)?;
+    Ok(created["id"].as_str().context("a backend without an id")?.to_owned())
+}
+
+/// The status of a backend once it is healthy.
+async fn healthy(api: &Rest, backend: &str) -> Result<Value> {
+    status_with(api, backend, |status| status["status"] == "healthy").await
+}
+
+/// Waits until the control plane has noticed that the backend answers.
+async fn reached(api: &Rest, backend: &str) -> Result<()> {
+    status_with(api, backend, |status| {
+        status["connection"]["status"] == "connected" && status["connection"]["breaker"] == "closed"
+    })
+    .await
+    .map(drop)
+}
+
+async fn status_with(api: &Rest, backend: &str, good: impl Fn(&Value) -> bool) -> Result<Value> {
+    let route = format!("{BACKENDS}/{backend}/status");
+    wait::until("the backend is as it should be", async || {
+        let status = api.get(&route).await?.ok()?;
+        Ok(good(&status).then_some(status))
+    })
+    .await
+}
+
+/// Shows the report of the first run of a backend, and returns the id of the run.
+async fn first_run(api: &Rest, backend: &str, out: &Transcript) -> Result<String> {
+    let runs = format!("{BACKENDS}/{backend}/syncs");
+    let run = wait::until("the first sync has ended", async || {
+        let answer = api.get(&runs).await?.ok()?;
+        let ended = answer["syncs"].as_array().into_iter().flatten().find(|run| run["ended_at"].is_string());
+        Ok(ended.and_then(|run| run["run_id"].as_str()).map(str::to_owned))
+    })
+    .await?;
+    let route = format!("{runs}/{run}");
+    out.sent(&format!("GET {route}"))?;
+    let report = succeeded(api.get(&route).await?)?;
+    out.received(&format!("200, {}", counts(&report)))?;
+    for skipped in report["skipped"].as_array().into_iter().flatten() {
+        out.received(&format!("     left out: {}, reason {}", skipped["remote_name"], skipped["reason"]))?;
+    }
+    ensure!(
+        report["skipped"][0]["reason"] == "charset",
+        "the name without a path was not left out: {report}"
+    );
+    Ok(run)
+}
+
+/// What a report counted.
+fn counts(report: &Value) -> String {
+    let text = |name: &str| report[name].as_str().unwrap_or_default().to_owned();
+    let count = |name: &str| report[name].as_u64().unwrap_or_default();
+    let calls = report["calls"].as_object().into_iter().flatten();
+    let calls: Vec<String> = calls.map(|(operation, count)| format!("{count} {operation}")).collect();
+    format!(
+        "{}: {} listed, {} created, {} unchanged, {} skipped; calls: {}",
+        text("outcome"),
+        count("listed"),
+        count("created"),
+        count("unchanged"),
+        count("skipped_count"),
+        calls.join(", "),
+    )
 }
 
 /// Puts secrets into OpenBao, and lets an application role read them.
@@ -118,6 +227,7 @@ async fn seed(openbao: &OpenBao) -> Result<AppRole> {
     admin.set_custom_metadata("secret", "app/db", json!({ "team": "payments" })).await?;
     admin.put("secret", "app/stripe", json!({ "api_key": "before-the-rotation" })).await?;
     admin.put("secret", "team/eu/mail/smtp", json!({ "host": "smtp.eu.internal", "port": 587 })).await?;
+    admin.put("secret", "app/with space", json!({ "note": "named by hand" })).await?;
 
     let policy = r#"path "secret/*" { capabilities = ["read", "list"] }"#;
     admin.write_policy("scaivault", policy).await?;
@@ -135,14 +245,27 @@ async fn read(api: &Rest, path: &str, out: &Transcript) -> Result<Value> {
     let took = start.elapsed();
     let secret = succeeded(answer)?;
     let text = |name: &str| secret[name].as_str().unwrap_or_default().to_owned();
+    let age = if secret["source"] == "sync" { format!(", age {} s", secret["age"]) } else { String::new() };
     out.received(&format!(
-        "200, {}, source {}, remote version {}, {}",
+        "200, {}, source {}, remote version {}{age}, {}",
         secret["data"],
         text("source"),
         text("remote_version"),
         millis(took),
     ))?;
     Ok(secret)
+}
+
+/// Tries to read a secret that cannot be read now, and shows the refusal.
+async fn refused(api: &Rest, path: &str, status: u16, out: &Transcript) -> Result<()> {
+    let route = format!("/v1/secrets/{path}");
+    out.sent(&format!("GET {route}"))?;
+    let start = Instant::now();
+    let answer = api.get(&route).await?;
+    let took = start.elapsed();
+    ensure!(answer.status == status, "expected {status}: {} {}", answer.status, answer.text);
+    let code = answer.json["code"].as_str().unwrap_or_default();
+    out.received(&format!("{status}, {code}, {}", millis(took)))
 }
 
 fn succeeded(answer: Answer) -> Result<Value> {

@@ -317,6 +317,7 @@ impl World {
             local_state,
             verified: Timestamp::from_millis(0),
             tombstone: false,
+            adopted: false,
         }
     }
 
@@ -690,7 +691,7 @@ impl World {
         let cycle = Cycle {
             rules: (0..RULES.len()).collect(),
             reread: Reread::Changed,
-            deletions: Deletions::Allowed,
+            deletions: Deletions::Allowed(u64::MAX),
             fault: Fault::None,
             race: None,
         };
@@ -790,7 +791,7 @@ fn cycles() -> impl Strategy<Value = Cycle> {
     (
         prop_oneof![3 => Just(all.clone()), 1 => prop::sample::subsequence(all, 1..4)],
         prop_oneof![4 => Just(Reread::Changed), 1 => Just(Reread::Everything)],
-        prop_oneof![3 => Just(Deletions::Guarded), 1 => Just(Deletions::Allowed)],
+        prop_oneof![3 => Just(Deletions::Guarded), 1 => Just(Deletions::Allowed(u64::MAX))],
         fault,
         prop_oneof![3 => Just(None), 1 => (0..NAMES.len(), changes()).prop_map(Some)],
     )

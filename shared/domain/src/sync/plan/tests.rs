@@ -216,6 +216,7 @@ impl Scene {
             local_state: State::Active,
             verified: Timestamp::from_millis(0),
             tombstone: false,
+            adopted: false,
         }
     }
 
@@ -383,7 +384,7 @@ fn a_fifth_may_be_deleted_and_not_one_more() {
         assert_eq!((plan.steps.len(), plan.unverified.len()), (confirmed, left_out));
         assert!(plan.skipped.iter().all(|skip| skip.reason == SkipReason::MassDeleteGuard));
         assert_eq!(plan.skipped.len(), left_out);
-        scene.deletions = Deletions::Allowed;
+        scene.deletions = Deletions::Allowed(u64::MAX);
         let plan = scene.plan();
         assert_eq!((plan.steps.len(), plan.held_back), (missing, None), "with consent");
     }
@@ -399,7 +400,7 @@ fn what_a_rule_lost_altogether_is_kept() {
     assert_eq!(steps(&plan), [("e/00", Decision::Confirm)]);
     assert_eq!(skips(&plan), [("e/t/x", "kv/t/x", SkipReason::MassDeleteGuard)]);
     assert_eq!(plan.held_back, Some(HeldBack { deletions: 1, known: 11 }));
-    scene.deletions = Deletions::Allowed;
+    scene.deletions = Deletions::Allowed(u64::MAX);
     assert_eq!(scene.plan().steps.len(), 2);
 }
 
@@ -432,7 +433,7 @@ fn deletions_that_only_reads_find_are_held_back_by_the_same_measure() {
     scene.copy("e/t/x");
     assert_eq!(scene.plan().held_back, Some(HeldBack { deletions: 1, known: 16 }));
     assert_eq!((held_back(&scene, 2), held_back(&scene, 3)), (false, true), "one was held back already");
-    scene.deletions = Deletions::Allowed;
+    scene.deletions = Deletions::Allowed(u64::MAX);
     assert!(!held_back(&scene, 15));
 }
 

@@ -133,6 +133,13 @@ async fn has_soon(rest: &Rest, values: &Values) -> Result<()> {
     .await
 }
 
+/// Shows the token to the node, which reads no secret.
+async fn is_known(rest: &Rest) -> Result<()> {
+    let answer = rest.get(&url("local/is-not-there")).await?;
+    ensure!(answer.status == 404, "{} {}", answer.status, answer.text);
+    Ok(())
+}
+
 /// Kills the node and starts it again; how long it took until it served `path`.
 pub(crate) async fn restart(node: &mut Plane, rest: &Rest, path: &str) -> Result<Duration> {
     node.kill9();
@@ -217,6 +224,7 @@ async fn with_prefetch_every_copy_is_on_every_node_and_what_is_not_there_is_not_
         assert!(node["secrets"].as_u64() >= Some(copies.len() as u64), "{node}");
     }
     let never_asked = synced.planes.rest(1)?;
+    is_known(&never_asked).await?;
     settle(&mut synced.planes.nodes[1]).await?;
     synced.prefetched().await?;
 
@@ -657,10 +665,11 @@ async fn the_key_decides_whether_a_restarted_node_can_read_its_cache() -> Result
     let copies = values(["copied/x", "copied/y"]);
     let mut synced = Synced::on(planes, json!({ "prefetch": true }), &copies).await?;
     synced.prefetched().await?;
+    let rests = (0..3).map(|index| synced.planes.rest(index)).collect::<Result<Vec<_>>>()?;
+    try_join_all(rests.iter().map(is_known)).await?;
     for node in &mut synced.planes.nodes {
         node.stop().await?;
     }
-    let rests = (0..3).map(|index| synced.planes.rest(index)).collect::<Result<Vec<_>>>()?;
 
     synced.planes.control_plane.kill9();
     for (index, rest) in rests.iter().enumerate() {

@@ -131,10 +131,14 @@ async fn a_second_start_takes_the_new_token_and_keeps_the_rules_that_were_made()
     let backends = visit.rest.get("/v1/federation/backends").await?.ok()?;
     let id = backends["backends"][0]["id"].as_str().context("no backend")?.to_owned();
     let route = format!("/v1/federation/backends/{id}");
-    let rules = json!({ "path_mapping": [
-        { "pattern": "external/vault/secret/app/**", "template": "secret/app/**", "mode": "sync", "sync_interval": "1s" },
-        { "pattern": "external/vault/secret/**", "template": "secret/**" },
-    ] });
+    let copied = json!({
+        "pattern": "external/vault/secret/app/**",
+        "template": "secret/app/**",
+        "mode": "sync",
+        "sync_interval": "1s",
+    });
+    let proxied = json!({ "pattern": "external/vault/secret/**", "template": "secret/**" });
+    let rules = json!({ "path_mapping": [copied, proxied] });
     visit.rest.patch(&route, rules).await?.ok()?;
     visit.stop().await?;
 

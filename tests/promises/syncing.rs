@@ -144,7 +144,7 @@ async fn a_first_cycle_copies_everything_and_tells_what_it_left_out() -> Result<
     assert_eq!((&report["trigger"], &report["outcome"]), (&json!("configuration"), &json!("complete")));
     assert_eq!(
         count(&report, &["listed", "created", "skipped_count", "failed_count"]),
-        [5, 3, 1, 0],
+        [4, 2, 1, 0],
         "{report}"
     );
     let skipped = &report["skipped"][0];
@@ -152,8 +152,8 @@ async fn a_first_cycle_copies_everything_and_tells_what_it_left_out() -> Result<
         (&skipped["remote_name"], &skipped["reason"]),
         (&json!("secret/data/not a path"), &json!("charset"))
     );
-    // The three current values, and the first version of one of them.
-    assert_eq!(report["calls"]["read"], 4, "{report}");
+    // The two current values, and the first version of one of them.
+    assert_eq!(report["calls"]["read"], 3, "{report}");
 
     let copied = answered(&rest, "/v1/secrets/old/exact", "a copy", |a| a.json["source"] == "sync").await?;
     let proxied = rest.get("/v1/secrets/proxied/exact").await?;
@@ -202,7 +202,7 @@ async fn a_first_cycle_copies_everything_and_tells_what_it_left_out() -> Result<
     let status = rest.status(&id).await?;
     assert_eq!(
         (&status["secrets_synced"], &status["skipped"], &status["last_outcome"], &status["sync_failures"]),
-        (&json!(3), &json!(1), &json!("complete"), &json!(0)),
+        (&json!(2), &json!(1), &json!("complete"), &json!(0)),
         "{status}"
     );
     let run = format!("{BACKENDS}/{id}/syncs/{}", report["run_id"].as_str().context("a run")?);
@@ -455,8 +455,12 @@ fn json_answer(body: &str) -> Fault {
 /// The next run puts everything right.
 async fn heals(federated: &Federated, rest: &Rest) -> Result<()> {
     federated.network.set(Fault::Pass).await?;
-    let report = rest.sync(&federated.backend).await?;
-    ensure!(report["outcome"] == "complete" && changed(&report)[2] == 0, "{report}");
+    let report = wait::until("a run is complete", async || {
+        // For a moment the backend may be left alone after a login that failed.
+        Ok(Some(rest.sync(&federated.backend).await?).filter(|report| report["outcome"] == "complete"))
+    })
+    .await?;
+    ensure!(changed(&report)[2] == 0, "{report}");
     let status = status_is(rest, &federated.backend, &["healthy"]).await?;
     ensure!(status["sync_failures"] == 0, "{status}");
     Ok(())
@@ -674,10 +678,8 @@ async fn every_cycle_is_exactly_one_event() -> Result<()> {
     let counts = counts.map(|event| &event["data"]["counts"]["listed"]).find(|listed| !listed.is_null());
     assert_eq!(counts, Some(&json!(205)));
 
-    let printed = federated.planes.cli("events -o json").await?;
-    let by_cli =
-        serde_json::Deserializer::from_str(&printed).into_iter().collect::<Result<Vec<Value>, _>>()?;
-    assert_eq!(sync_events(&json!(by_cli))?, told);
+    let by_cli: Value = serde_json::from_str(&federated.planes.cli("events -o json").await?)?;
+    assert_eq!(sync_events(&by_cli["events"])?, told);
     Ok(())
 }
 

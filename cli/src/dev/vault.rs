@@ -132,11 +132,8 @@ impl Vault {
             self.check_ours(existing)?;
         }
         let token = serde_json::json!({ "token": self.token.expose_secret() });
-        let put = PutRequest {
-            path: CREDENTIAL.into(),
-            value: token.to_string().into(),
-            ..Default::default()
-        };
+        let put =
+            PutRequest { path: CREDENTIAL.into(), value: token.to_string().into(), ..Default::default() };
         secrets.put(put).await.map_err(refused)?;
 
         let new = self.backend(&mounts);
@@ -344,26 +341,23 @@ async fn readable(secrets: &mut Secrets, folder: &str) -> anyhow::Result<Option<
 
 impl fmt::Display for Federated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Federated { endpoint, rules, left_out, example } = self;
         writeln!(
             f,
-            "Your Vault at {} is the backend `{BACKEND}`. What its token may read is here:\n",
-            self.endpoint
+            "Your Vault at {endpoint} is the backend `{BACKEND}`. What its token may read is here:\n"
         )?;
-        for rule in &self.rules {
+        for rule in rules {
             writeln!(f, "  {:<34} {}", rule.pattern, rule.template)?;
         }
         writeln!(f)?;
-        match &self.example {
+        match example {
             Ok(example) => writeln!(f, "  {example}")?,
             Err(why) => writeln!(f, "No secret was found to show: {why:#}.")?,
         }
-        if !self.left_out.is_empty() {
-            let names: Vec<String> = self.left_out.iter().map(|name| format!("{name:?}")).collect();
-            writeln!(
-                f,
-                "\nNot served: {}. A path has only A-Z a-z 0-9 . _ - and a backend {MAX_RULES} rules.",
-                names.join(", ")
-            )?;
+        if !left_out.is_empty() {
+            let names: Vec<String> = left_out.iter().map(|name| format!("{name:?}")).collect();
+            let limits = format!("a path has only A-Z a-z 0-9 . _ - and a backend {MAX_RULES} rules");
+            writeln!(f, "\nNot served: {}; {limits}.", names.join(", "))?;
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use super::apply::{Desk, Stopped};
 use super::cycle::{Cycle, Done};
 use super::erase::{Erased, Erasures};
 use super::jobs::{Asked, ERASE, EraseJob, Originals, SYNC, SyncJob, erase_job, new_run, next_cycle, sync_job};
-use super::runs::{Active, Lines, Runs};
+use super::runs::{Lines, Runs};
 use super::states::SyncStates;
 use crate::audit::{Audit, unique};
 use crate::connections::Connections;
@@ -549,8 +549,7 @@ impl Scheduler {
             }
         };
         let run = asked.run.clone().unwrap_or_else(|| claim.payload.run.clone());
-        let active = self.sync.parts.runs.begin(&key, run.clone());
-        match self.run_one(&claim, &key, &asked, &active).await {
+        match self.run_one(&claim, &key, &asked, &run).await {
             Ok(()) => {}
             Err(Stopped::Fenced) => {
                 tracing::info!(backend.id = %key.backend, %run, "a run ends: it lost its job")
@@ -567,7 +566,7 @@ impl Scheduler {
         claim: &Claim<SyncJob>,
         key: &LeaseKey,
         asked: &Asked,
-        active: &Active,
+        run: &RunId,
     ) -> Result<(), Stopped> {
         let SyncParts { records, jobs, configurations, connections, states, runs, audit, clock, .. } =
             &self.sync.parts;
@@ -586,12 +585,14 @@ impl Scheduler {
             _ => Deletions::Guarded,
         };
 
-        let begun = match runs.report(key, &active.run).await {
+        let begun = match runs.report(key, run).await {
             Ok(report) => RunReport { started, ..report },
-            Err(_) => begun(key, active.run.clone(), trigger, started),
+            Err(_) => begun(key, run.clone(), trigger, started),
         };
         commit(records, runs.put(claim.fence(Tx::new()), key, &begun)).await?;
-        tracing::debug!(backend.id = %key.backend, backend.name = %backend.name, run = %active.run, "a sync begins");
+        // Only now: whoever is told that it runs may read its report.
+        let active = runs.begin(key, run.clone());
+        tracing::debug!(backend.id = %key.backend, backend.name = %backend.name, %run, "a sync begins");
         let desk = Desk { records: records.clone(), audit: audit.clone(), clock: clock.clone() };
         let cycle = Cycle {
             desk: &desk,

@@ -196,7 +196,12 @@ impl Desk {
     /// Writes a row, and those that others bring meanwhile; or leaves it to whoever is writing.
     pub(crate) fn bring(&self, row: Pending) {
         self.waiting().push(row);
-        // Whoever holds the writer looks again after letting go of it, so no row is left behind.
+        self.work_off();
+    }
+
+    /// Writes the rows that wait. Whoever held the writer calls this after letting go of it, so that no row is left
+    /// behind: it may have been brought meanwhile.
+    fn work_off(&self) {
         while !self.waiting().is_empty() {
             let mut writer = match self.writer.try_lock() {
                 Ok(writer) => writer,
@@ -218,6 +223,7 @@ impl Desk {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let due = self.writer().due();
+            self.work_off();
             tokio::select! {
                 received = queue.recv_many(&mut batch, BATCH) => match received {
                     0 => break,
@@ -232,6 +238,7 @@ impl Desk {
         {
             warn!(%error, "the last rows of the audit journal may not outlive a power loss");
         }
+        self.work_off();
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -304,6 +311,20 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_comes_while_the_writer_is_busy_is_not_left_behind() {
+        let Bench { dir: _dir, writer, .. } = bench();
+        let desk = Desk::new(writer);
+        let (done, mut answer) = oneshot::channel();
+        let busy = desk.writer();
+        let row = row("t", "a");
+        desk.bring(Pending { time: row.time, json: serde_json::to_vec(&row).unwrap(), done });
+        assert!(answer.try_recv().is_err(), "somebody else has the writer");
+        drop(busy);
+        desk.work_off();
+        answer.try_recv().unwrap().unwrap();
+    }
+
+    #[test]
     fn a_file_that_fails_is_given_up_and_the_row_goes_to_a_new_one() {
         let mut bench = bench();
         bench.write("a").unwrap();
@@ -325,6 +346,20 @@ mod tests {
         let closed = bench.writer.waiting.next_rows().unwrap();
         assert_eq!(bench.disk.read_rows(closed.first_seq, closed.rows).unwrap().rows.len(), 1);
         assert_eq!(bench.counts_after_reopen(), [(1, 1), (2, 1)]);
+    }
+
+    #[tokio::test]
+    async fn a_row_that_is_brought_while_a_file_is_closed_is_written_afterwards() {
+        let desk = Arc::new(Desk::new(bench().writer));
+        let row = row("t", "a");
+        let (done, written) = oneshot::channel();
+        let closing = desk.writer();
+        desk.bring(Pending { time: row.time, json: serde_json::to_vec(&row).unwrap(), done });
+        drop(closing);
+        let (_open, queue) = mpsc::channel(1);
+        let running = tokio::spawn(desk.run(queue, Arc::default()));
+        written.await.unwrap().unwrap();
+        running.abort();
     }
 
     #[test]

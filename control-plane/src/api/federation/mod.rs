@@ -93,7 +93,10 @@ impl FederationService for FederationApi {
             let outcome = outcome.await;
             let done = parts.door.close(&allowed, &context, Action::BackendWrite, &name, outcome).await?;
             let (record, version) = &done.value;
-            Ok(changed(pb::CreateBackendResponse { backend: Some(spec::backend(record, *version)) }, done.revision))
+            Ok(changed(
+                pb::CreateBackendResponse { backend: Some(spec::backend(record, *version)) },
+                done.revision,
+            ))
         })
         .await
     }
@@ -152,7 +155,10 @@ impl FederationService for FederationApi {
             let outcome = outcome.await;
             let done = parts.door.close(&allowed, &context, Action::BackendWrite, &id, outcome).await?;
             let (record, version) = &done.value;
-            Ok(changed(pb::UpdateBackendResponse { backend: Some(spec::backend(record, *version)) }, done.revision))
+            Ok(changed(
+                pb::UpdateBackendResponse { backend: Some(spec::backend(record, *version)) },
+                done.revision,
+            ))
         })
         .await
     }
@@ -361,7 +367,7 @@ impl Parts {
                 .filter(|_| record.spec.enabled)
                 .map(|error| error.message.to_string())
                 .unwrap_or_default(),
-            next_step: problem.and_then(|error| error.next_step.as_deref()).unwrap_or_default().into(),
+            next_step: problem.map(|error| error.what_next()).unwrap_or_default().into(),
             connection: Some(pb::Connection {
                 status: match connected {
                     Some(true) => "connected",

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use scaivault_domain::Error;
 use scaivault_domain::access::{Administer, Authorized, Capability, Scope};
 use scaivault_domain::backend::BackendId;
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::path::SecretPath;
-use scaivault_domain::Error;
 use scaivault_domain::sync::{Outcome, RunId, RunReport, Skipped};
 use scaivault_edge::wire;
 use scaivault_proto::federation::v1::{self as pb};
@@ -17,7 +17,11 @@ use crate::sync::{Lines, Progress, SyncState};
 
 impl Parts {
     /// A backend of the caller's tenant.
-    pub(super) async fn key(&self, allowed: &Authorized<Administer, Scope>, id: &str) -> Result<LeaseKey, Error> {
+    pub(super) async fn key(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        id: &str,
+    ) -> Result<LeaseKey, Error> {
         let id = BackendId::parse(id)?;
         self.configurations.of(allowed.tenant()).await?.backend(&id)?;
         Ok(LeaseKey { tenant: allowed.tenant().clone(), backend: id })
@@ -62,7 +66,8 @@ impl Parts {
         };
         // Which paths there are is as much a secret as a listing is.
         let may_see = |line: &Skipped| {
-            SecretPath::check(&line.path).map_or(true, |path| allowed.caller().allows(&path, Capability::List))
+            SecretPath::check(&line.path)
+                .map_or(true, |path| allowed.caller().allows(&path, Capability::List))
         };
         let lines = |lines: Vec<Skipped>| lines.into_iter().filter(may_see).map(skipped_path).collect();
         Ok((lines(skipped), lines(failed), next))

@@ -40,7 +40,11 @@ pub(super) fn parse(wanted: pb::Backend) -> Result<BackendSpec, Error> {
 }
 
 /// The configuration with the masked fields taken from a message.
-pub(super) fn edit(before: &BackendSpec, wanted: pb::Backend, mask: Option<&FieldMask>) -> Result<BackendSpec, Error> {
+pub(super) fn edit(
+    before: &BackendSpec,
+    wanted: pb::Backend,
+    mask: Option<&FieldMask>,
+) -> Result<BackendSpec, Error> {
     let Some(mask) = mask.filter(|mask| !mask.paths.iter().any(|path| path == "*")) else {
         return parse(wanted);
     };
@@ -205,9 +209,7 @@ pub(super) fn backend(record: &BackendRecord, version: RowVersion) -> pb::Backen
             .mapping
             .rules()
             .iter()
-            .map(|rule| {
-                wire::rule(rule.pattern.to_string(), rule.template.to_string(), &rule.overrides)
-            })
+            .map(|rule| wire::rule(rule.pattern.to_string(), rule.template.to_string(), &rule.overrides))
             .collect(),
         mode: wire::mode(spec.mode).into(),
         sync_interval: spec.sync.interval.map(wire::duration),

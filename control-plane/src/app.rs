@@ -43,8 +43,8 @@ use crate::service::policies::Policies;
 use crate::service::secrets::Secrets;
 use crate::service::tenants::Tenants;
 use crate::service::tokens::Tokens;
-use crate::store::{Owner, Records, Space, Store};
 use crate::store::jobs::Jobs;
+use crate::store::{Owner, Records, Space, Store};
 use crate::sync::{Copies, Erasures, Refresher, Runs, Scheduler, SyncParts, SyncStates, Syncs};
 
 /// The name under which the control plane writes audit rows.
@@ -113,12 +113,8 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     let connections = Arc::new(Connections::new(OwnLeases(credentials.clone())));
     let states = Arc::new(SyncStates::new(records.clone()));
     let copies = Arc::new(Copies::new(records.clone(), states.clone(), clock.clone()));
-    let refresher = Arc::new(Refresher::new(
-        records.clone(),
-        connections.clone(),
-        audit.clone(),
-        clock.clone(),
-    ));
+    let refresher =
+        Arc::new(Refresher::new(records.clone(), connections.clone(), audit.clone(), clock.clone()));
     let secrets = Arc::new(Secrets::new(
         records.clone(),
         configurations.clone(),
@@ -218,7 +214,8 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
                 metrics.render()
             })
     };
-    let discovery = DiscoveryApi::new(publishing.clone(), board.clone(), nodes.clone(), audit.clone(), stop.clone());
+    let discovery =
+        DiscoveryApi::new(publishing.clone(), board.clone(), nodes.clone(), audit.clone(), stop.clone());
     let for_nodes = front()
         .grpc(DiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_SEGMENT))
         .grpc(EnrolmentServiceServer::new(EnrolmentApi::new(nodes.clone())))
@@ -246,7 +243,12 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     tasks.spawn(monitor.run(stop.clone()));
     tasks.spawn(scheduler.run(stop.clone()));
     tasks.spawn(stop.clone().run_until_cancelled_owned(tell_generations(metrics.clone(), board.clone())));
-    tasks.spawn(stop.clone().run_until_cancelled_owned(sweep(records, tokens, nodes.clone(), tenants.clone())));
+    tasks.spawn(stop.clone().run_until_cancelled_owned(sweep(
+        records,
+        tokens,
+        nodes.clone(),
+        tenants.clone(),
+    )));
     tasks.spawn(audit.run(tenants, stop.clone()));
     Ok(ControlPlane { public: addresses.0, nodes: addresses.1, stop, tasks })
 }

@@ -143,8 +143,11 @@ impl SecretsService for SecretsApi {
                     (0, _) => Some("/min_version"),
                     _ => Some("/version"),
                 };
-                let found =
-                    self.reader.read(&allowed, &context, &backend, &name, unsupported).await.map_err(status)?;
+                let found = self
+                    .reader
+                    .read(&allowed, &context, &backend, &name, unsupported)
+                    .await
+                    .map_err(status)?;
                 Ok(Response::new(pb::GetResponse { secret: Some(secret(message.path, &found)) }))
             }
             // The control plane always has the configuration in force.
@@ -205,8 +208,11 @@ impl SecretsService for SecretsApi {
         let path = SecretPath::parse(&request.get_ref().path).map_err(status)?;
         let allowed = authorize_delete(&caller, path);
         let path = &request.get_ref().path;
-        let allowed =
-            self.reader.admit(&caller, &context, Action::SecretDelete, path, allowed).await.map_err(status)?;
+        let allowed = self
+            .reader
+            .admit(&caller, &context, Action::SecretDelete, path, allowed)
+            .await
+            .map_err(status)?;
         self.refuse_federated(&view, &caller, &context, Action::SecretDelete, allowed.path()).await?;
         let mut upstream = self.upstream.clone();
         let deleted = self.forward(upstream.delete(forwarded(request))).await?;

@@ -148,7 +148,10 @@ async fn what_was_changed_here_is_not_lost_by_a_flip_unless_forced() -> Result<(
     rest.put_data("external/hashicorp/top", json!({ "value": "ours" })).await?;
     let all = json!({ "path_mapping": { "external/hashicorp/**": "secret/data/**" }, "adopt": true });
     patch(&federated, all).await?;
-    let report = rest.sync(&federated.backend).await?;
+    let report = wait::until("a run of this configuration has ended", async || {
+        Ok(Some(rest.sync(&federated.backend).await?).filter(|report| report["outcome"] != "cancelled"))
+    })
+    .await?;
     assert_eq!((&report["local_ahead"], &report["updated"]), (&json!(1), &json!(0)), "{report}");
     assert_eq!(is(&rest, "top", SYNC).await?["data"]["value"], "ours");
 

@@ -13,8 +13,8 @@ use scaivault_data_plane::cache::{Cache, CacheConfig};
 use scaivault_data_plane::known::{Copies, Known, Patience, Remembered};
 use scaivault_discovery::wire::view_chunks;
 use scaivault_discovery::{
-    Demand, Demands, Desired, Found, Mark, NodeBoard, NodeIdentity, SecretChanges, Source, Subscriber, Surveyed,
-    Tenants, ViewProgress, delta_stream, follow,
+    Demand, Demands, Desired, Found, Mark, NodeBoard, NodeIdentity, SecretChanges, Source, Subscriber,
+    Surveyed, Tenants, ViewProgress, delta_stream, follow,
 };
 use scaivault_domain::backend::{self, BackendId, Target, VaultTarget};
 use scaivault_domain::lease::LeaseKey;
@@ -175,8 +175,7 @@ impl Replayer {
             .into_iter()
             .map(|chunk| Upsert { resource: Some(upsert::Resource::View(chunk)) })
             .collect();
-        let response =
-            DeltaResponse { nonce, epoch: "one".into(), upserts, ..DeltaResponse::default() };
+        let response = DeltaResponse { nonce, epoch: "one".into(), upserts, ..DeltaResponse::default() };
         let stream = self.stream.subscribe().wait_for(Option::is_some).await?.clone();
         Ok(stream.context("a stream")?.send(Ok(response)).await?)
     }
@@ -235,7 +234,9 @@ impl Node {
         let view = self.known.view(&name(tenant))?;
         Ok(match view.mounts.route(&SecretPath::parse(path)?) {
             Route::Local => "local".into(),
-            Route::Proxied { backend, name } | Route::Synced { backend, name, .. } => format!("{} {}", backend.name, name.as_str()),
+            Route::Proxied { backend, name } | Route::Synced { backend, name, .. } => {
+                format!("{} {}", backend.name, name.as_str())
+            }
         })
     }
 }
@@ -275,7 +276,8 @@ fn good(tenant: &str, generation: Generation) -> TenantView {
 async fn a_poisoned_view_is_refused_and_the_last_good_one_serves() -> Result<()> {
     let publisher = Arc::new(Publisher {
         views: Mutex::default(),
-        commits: watch::Sender::new(0), feed: watch::Sender::new(Mark::default()),
+        commits: watch::Sender::new(0),
+        feed: watch::Sender::new(Mark::default()),
         board: Arc::new(NodeBoard::new(Arc::new(SystemClock))),
     });
     let node = Node::follow(publisher.clone());

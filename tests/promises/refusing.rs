@@ -101,7 +101,11 @@ fn put_proto(backend: &mut Backend, config: &mut HashicorpVaultConfig, pointer: 
         "/config/timeout" => backend.timeout = Some(prost_types::Duration { seconds: 7200, nanos: 0 }),
         "/path_mapping/0" => {
             let member = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
-            backend.rules = vec![PathRule { pattern: member("pattern"), template: member("template"), ..Default::default() }];
+            backend.rules = vec![PathRule {
+                pattern: member("pattern"),
+                template: member("template"),
+                ..Default::default()
+            }];
         }
         other => panic!("{other} is not in this table"),
     }

@@ -95,7 +95,7 @@ async fn a_control_plane_killed_in_the_middle_of_a_cycle_resumes_it() -> Result<
     let (stop, mut rounds, mut last) = (AtomicBool::new(false), vec![0; SECRETS], (0, 0));
     let numbers: Vec<usize> = (0..SECRETS).step_by(15).collect();
     let mut expected = first;
-    let (mut interrupted, mut asked) = (0, Vec::new());
+    let (mut interrupted, mut applying, mut asked) = (0, 0, Vec::new());
     let killing = async {
         for round in 1..=KILLS {
             let change = in_round(round as u64, (0..SECRETS).filter(|number| (number + round) % 3 == 0));
@@ -103,12 +103,14 @@ async fn a_control_plane_killed_in_the_middle_of_a_cycle_resumes_it() -> Result<
             expected.extend(change);
             let run = control_plane.post(&start_sync, json!({})).await?.ok()?;
             let run = run["run_id"].as_str().context("run_id")?.to_owned();
-            sleep(Duration::from_millis(rand::random_range(0..300))).await;
+            asked.push(run);
+            sleep(Duration::from_millis(rand::random_range(0..500))).await;
+            let running = control_plane.status(&synced.backend).await?["running"]["progress"].take();
             synced.planes.control_plane.kill9();
+            interrupted += usize::from(!running.is_null());
+            applying += usize::from(running["phase"] == "applying");
             synced.planes.control_plane.start_again().await?;
             synced.planes.control_plane.ready().await?;
-            interrupted += usize::from(runs(&synced).await?.iter().any(|run| run["ended_at"].is_null()));
-            asked.push(run);
         }
         wait::until("a run that began afterwards is complete", async || {
             let report = control_plane.sync(&synced.backend).await?;
@@ -123,7 +125,11 @@ async fn a_control_plane_killed_in_the_middle_of_a_cycle_resumes_it() -> Result<
         read_on(&rest, &numbers, &mut rounds, &stop),
         write_on(&rest, &mut last, &stop)
     )?;
-    println!("{KILLS} kills, {interrupted} within a run, {reads} reads, {} writes", last.1);
+    println!(
+        "{KILLS} kills, {interrupted} within a run, {applying} while it applied what it had found; {reads} reads and {} \
+         writes meanwhile",
+        last.1
+    );
     assert!(interrupted >= KILLS / 4, "{interrupted} of {KILLS} kills were within a run");
 
     have(&control_plane, &expected).await.context("the store")?;
@@ -134,7 +140,10 @@ async fn a_control_plane_killed_in_the_middle_of_a_cycle_resumes_it() -> Result<
 
     for run in &asked {
         let report = control_plane.ended(&synced.backend, run).await?;
-        assert!(["complete", "partial"].contains(&report["outcome"].as_str().unwrap_or_default()), "{report}");
+        assert!(
+            ["complete", "partial"].contains(&report["outcome"].as_str().unwrap_or_default()),
+            "{report}"
+        );
     }
     // Before the events: a run may end in between.
     let runs = runs(&synced).await?;

@@ -837,7 +837,8 @@ impl Federated {
         Federated::start_with(Options::default()).await
     }
 
-    /// In sync mode, and the first run has ended. The others have to be asked for: the clock lets none begin.
+    /// In sync mode, and every node serves what the first run copied. Other runs have to be asked for: the clock lets
+    /// none begin.
     ///
     /// # Errors
     /// What went wrong.
@@ -851,6 +852,14 @@ impl Federated {
         });
         let first = rest.ended(&federated.backend, &first.await?).await?;
         ensure!(first["outcome"] == "complete", "{first}");
+        for index in 0..federated.planes.nodes.len() {
+            let rest = federated.planes.rest(index)?;
+            wait::until("the node serves copies", async || {
+                let db = rest.get("/v1/secrets/external/hashicorp/app/db").await?;
+                Ok((db.json["source"] == "sync").then_some(()))
+            })
+            .await?;
+        }
         Ok(federated)
     }
 

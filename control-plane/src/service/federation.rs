@@ -291,7 +291,8 @@ pub(crate) fn check_deletes(caller: &Caller, spec: &BackendSpec) -> Result<(), E
     match spec.mapping.rules().iter().find(|rule| !caller.allows_all(&rule.pattern, Capability::Delete)) {
         None => Ok(()),
         Some(rule) => {
-            let message = format!("whoever has the copies of `{}` deleted needs `delete` on all of it", rule.pattern);
+            let message =
+                format!("whoever has the copies of `{}` deleted needs `delete` on all of it", rule.pattern);
             Err(Error::new(Reason::PermissionDenied, message)
                 .next("ask for a policy that allows `delete` on the pattern"))
         }

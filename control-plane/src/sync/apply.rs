@@ -641,7 +641,8 @@ impl Refresher {
         let tenant = &configuration.tenant;
         let asked = self.desk.clock.now();
         let key = LeaseKey { tenant: tenant.clone(), backend: backend.id.clone() };
-        let turns = lock(&self.turns).entry(key).or_insert_with(|| Arc::new(Semaphore::new(REFRESHES))).clone();
+        let turns =
+            lock(&self.turns).entry(key).or_insert_with(|| Arc::new(Semaphore::new(REFRESHES))).clone();
         let compare = async {
             let alone = self.alone(&SecretKey::new(tenant, path));
             let _alone = alone.lock().await;
@@ -662,7 +663,9 @@ impl Refresher {
         };
         match tokio::time::timeout(backend.timeout, compare).await {
             Err(_) => too_stale("the backend did not answer in time".into()),
-            Ok(Err(Refused::Stopped(Stopped::Fenced))) => too_stale("the configuration has just changed".into()),
+            Ok(Err(Refused::Stopped(Stopped::Fenced))) => {
+                too_stale("the configuration has just changed".into())
+            }
             Ok(Err(Refused::Stopped(Stopped::Store(error)))) => Err(error.into()),
             Ok(Err(Refused::Error(error))) => Err(error),
             Ok(Ok(Applied::Failed(why) | Applied::Down(why))) => too_stale(why),
@@ -694,9 +697,8 @@ impl Refresher {
 
     async fn verified_since(&self, at: &At<'_>, asked: Timestamp) -> Result<bool, StoreError> {
         let head = self.desk.head(at).await?;
-        Ok(head.is_some_and(|(head, _)| {
-            head.copy_of(&at.backend.id).is_some_and(|base| base.verified >= asked)
-        }))
+        Ok(head
+            .is_some_and(|(head, _)| head.copy_of(&at.backend.id).is_some_and(|base| base.verified >= asked)))
     }
 }
 

@@ -87,10 +87,16 @@ impl Erasures {
             return Ok(());
         }
         let row = erasure(&job.tenant, &job.backend, path, self.clock.now());
-        erase(&self.records, &job.tenant, path, |head| is_erased(job, head), |tx| {
-            let tx = claim.fence(tx).expect_as_found(generation_key(&job.tenant), configuration.anchor);
-            self.audit.stage(tx, &row)
-        })
+        erase(
+            &self.records,
+            &job.tenant,
+            path,
+            |head| is_erased(job, head),
+            |tx| {
+                let tx = claim.fence(tx).expect_as_found(generation_key(&job.tenant), configuration.anchor);
+                self.audit.stage(tx, &row)
+            },
+        )
         .await
     }
 

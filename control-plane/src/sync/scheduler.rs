@@ -25,7 +25,9 @@ use tokio_util::sync::CancellationToken;
 use super::apply::{Desk, Stopped};
 use super::cycle::{Cycle, Done};
 use super::erase::{Erased, Erasures};
-use super::jobs::{Asked, ERASE, EraseJob, Originals, SYNC, SyncJob, erase_job, new_run, next_cycle, sync_job};
+use super::jobs::{
+    Asked, ERASE, EraseJob, Originals, SYNC, SyncJob, erase_job, new_run, next_cycle, sync_job,
+};
 use super::runs::{Lines, Runs};
 use super::states::SyncStates;
 use crate::audit::{Audit, unique};
@@ -352,7 +354,12 @@ impl Syncs {
         let Some(first) = ahead.first() else { return Ok(()) };
         let others = ahead.len() - 1;
         let more = if others > 0 { format!(" and {others} more") } else { String::new() };
-        Err(Error::new(Reason::LocalAhead, format!("`{first}`{more} is not only a copy: it was changed here, or was here before, and would be erased")))
+        Err(Error::new(
+            Reason::LocalAhead,
+            format!(
+                "`{first}`{more} is not only a copy: it was changed here, or was here before, and would be erased"
+            ),
+        ))
     }
 }
 
@@ -394,13 +401,19 @@ fn kept_state(
     now: Timestamp,
 ) -> SyncState {
     let mut kept = state.clone();
-    let same_store = before.is_some_and(|before| before.provider.target().is_same_store(&after.provider.target()));
+    let same_store =
+        before.is_some_and(|before| before.provider.target().is_same_store(&after.provider.target()));
     // What stands before a rule decides which paths are left to it.
     let leads = |spec: &BackendSpec, pattern: &str| -> Option<Vec<(String, String)>> {
         let rules = spec.mapping.rules();
         let synced = |rule: &Rule| spec.sync.of(spec.mode, rule).mode == Mode::Sync;
         let index = rules.iter().position(|rule| rule.pattern.as_str() == pattern && synced(rule))?;
-        Some(rules[..=index].iter().map(|rule| (rule.pattern.to_string(), rule.template.to_string())).collect())
+        Some(
+            rules[..=index]
+                .iter()
+                .map(|rule| (rule.pattern.to_string(), rule.template.to_string()))
+                .collect(),
+        )
     };
     let unchanged = |pattern: &str| {
         same_store && before.is_some_and(|before| leads(before, pattern) == leads(after, pattern))

@@ -77,8 +77,10 @@ impl SyncState {
     pub fn problem(&self) -> Option<Error> {
         if self.failures > 0 {
             let message = format!("the last sync failed ({} in a row): {}", self.failures, self.failure);
-            return Some(Error::new(Reason::BackendInvalidAnswer, message)
-                .next("see the report of the last run; copies are served meanwhile, and age"));
+            return Some(
+                Error::new(Reason::BackendInvalidAnswer, message)
+                    .next("see the report of the last run; copies are served meanwhile, and age"),
+            );
         }
         let (run, count) = self.held_back.as_ref()?;
         let message = format!("{count} secrets are gone in the backend; their deletion waits for consent");

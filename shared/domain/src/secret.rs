@@ -178,7 +178,9 @@ pub fn check_metadata(metadata: &Metadata) -> Result<(), Error> {
 
 /// The part of a store's metadata that we can keep.
 pub fn keep_within_limits(metadata: Metadata) -> Metadata {
-    let kept = |key: &String, value: &String| check_metadata(&Metadata::from([(key.clone(), value.clone())])).is_ok();
+    let kept = |key: &String, value: &String| {
+        check_metadata(&Metadata::from([(key.clone(), value.clone())])).is_ok()
+    };
     metadata.into_iter().filter(|(key, value)| kept(key, value)).take(MAX_METADATA).collect()
 }
 

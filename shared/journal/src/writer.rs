@@ -350,7 +350,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_row_that_is_brought_while_a_file_is_closed_is_written_afterwards() {
-        let desk = Arc::new(Desk::new(bench().writer));
+        let Bench { dir: _dir, disk: _disk, writer } = bench();
+        let desk = Arc::new(Desk::new(writer));
         let row = row("t", "a");
         let (done, written) = oneshot::channel();
         let closing = desk.writer();

@@ -76,6 +76,11 @@ pub(crate) fn resident(process: u32) -> Result<u64> {
     status(process, "VmRSS")
 }
 
+/// That part of it which is not just a file that was mapped, such as the program.
+pub(crate) fn resident_own(process: u32) -> Result<u64> {
+    status(process, "RssAnon")
+}
+
 /// The most memory of a process that was resident at any time.
 pub(crate) fn resident_peak(process: u32) -> Result<u64> {
     status(process, "VmHWM")

@@ -1,5 +1,6 @@
 //! Both planes, each a process of its own, with the settings that they have unless told.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,6 @@ use scaivault_tests::servers::openbao::AppRole;
 use scaivault_tests::{planes, ports, wait};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 

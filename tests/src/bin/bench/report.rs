@@ -237,13 +237,21 @@ impl Report {
     }
 
     fn memory(&self) -> Table {
-        let mut table =
-            Table::new(["node memory", "secrets", "MiB", "peak MiB", "MiB on disk", "s to get them"]);
+        let mut table = Table::new([
+            "node memory",
+            "secrets",
+            "MiB",
+            "without program",
+            "peak MiB",
+            "MiB on disk",
+            "s to get them",
+        ]);
         for node in &self.memory {
             table.row([
                 code(&node.name),
                 node.secrets.to_string(),
                 format!("{:.1}", mib(node.bytes)),
+                format!("{:.1}", mib(node.own_bytes)),
                 format!("{:.1}", mib(node.peak_bytes)),
                 format!("{:.0}", mib(node.disk_bytes)),
                 format!("{:.1}", node.prefetch_seconds),

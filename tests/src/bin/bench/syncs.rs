@@ -67,6 +67,8 @@ pub(crate) struct Memory {
     pub(crate) secrets: usize,
     /// After the secrets came and some of them were read.
     pub(crate) bytes: u64,
+    /// Without the program's file.
+    pub(crate) own_bytes: u64,
     pub(crate) peak_bytes: u64,
     /// From the start of the node until it had every copy.
     pub(crate) prefetch_seconds: f64,
@@ -169,6 +171,7 @@ async fn node_memory(
         name,
         secrets: bulk.secrets,
         bytes: cpu::resident(node.process())?,
+        own_bytes: cpu::resident_own(node.process())?,
         peak_bytes: cpu::resident_peak(node.process())?,
         prefetch_seconds,
         disk_bytes: bytes_of(&folder.join("prefetching").join("cache"))?,

@@ -58,7 +58,13 @@ fn demo(args: &[&str]) -> Result {
 fn bench(args: &[&str]) -> Result {
     tools::OPENBAO.install()?;
     eprintln!("building for release (some minutes the first time) …");
-    run(&mut cargo(&["build", "--quiet", "--workspace", "--bins", "--release"]))?;
+    let mut build = cargo(&["build", "--quiet", "--workspace", "--bins", "--release"]);
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // As the image is built: the cipher at rest is twice as fast when it need not ask the processor what it can do.
+        build.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-cpu=x86-64-v3");
+    }
+    run(&mut build)?;
     become_program(command(&built("release", "bench")?).args(args))
 }
 

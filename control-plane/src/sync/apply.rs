@@ -140,7 +140,7 @@ impl Desk {
         let base = head.as_ref().and_then(|(head, _)| head.copy_of(&at.backend.id));
         let asked = self.clock.now();
         let observed = observe(at, backend, base).await;
-        self.settle(at, &observed, asked, mandate, deleting).await
+        self.settle(at, Some(head), &observed, asked, mandate, deleting).await
     }
 
     /// Takes a state that the listing showed.
@@ -150,12 +150,13 @@ impl Desk {
         state: State,
         mandate: Mandate<'_>,
     ) -> Result<Applied, Stopped> {
-        self.settle(at, &Observed::Inactive(state), self.clock.now(), mandate, Deleting::Later).await
+        self.settle(at, None, &Observed::Inactive(state), self.clock.now(), mandate, Deleting::Later).await
     }
 
     async fn settle(
         &self,
         at: &At<'_>,
+        mut known: Option<Option<(SecretHead, RowVersion)>>,
         observed: &Observed,
         asked: Timestamp,
         mandate: Mandate<'_>,
@@ -163,7 +164,10 @@ impl Desk {
     ) -> Result<Applied, Stopped> {
         let effective = at.backend.rule(at.rule);
         for _ in 0..ATTEMPTS {
-            let head = self.head(at).await?;
+            let head = match known.take() {
+                Some(head) => head,
+                None => self.head(at).await?,
+            };
             let (head, found) = head.map_or((None, None), |(head, version)| (Some(head), Some(version)));
             let base = head.as_ref().and_then(|head| head.copy_of(&at.backend.id));
             if base.is_some_and(|base| base.verified > asked) {

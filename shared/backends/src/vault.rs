@@ -41,6 +41,8 @@ const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 const READ_LIMIT: usize = 2 * 1024 * 1024;
 /// For servers that list a whole folder at once.
 const LIST_LIMIT: usize = 32 * 1024 * 1024;
+/// For a scan, which gives a whole tree with its versions: some 400 bytes a secret.
+const SCAN_LIMIT: usize = 128 * 1024 * 1024;
 /// How many keys a server that knows pages is asked for.
 const KEYS_PER_PAGE: usize = 1000;
 /// The same in surveys. OpenBao goes through the whole folder for every page of it, so they are not to be small.
@@ -223,7 +225,11 @@ impl VaultBackend {
         let segments = mount.segments().chain(infix).chain(path);
         let mut path = encode_path(segments).ok_or(BackendError::Unrepresentable)?;
         path.push_str(&question.query(mount.version));
-        let limit = if question.is_about_a_folder() { LIST_LIMIT } else { READ_LIMIT };
+        let limit = match question {
+            Question::Survey { way: Way::Scan, .. } => SCAN_LIMIT,
+            question if question.is_about_a_folder() => LIST_LIMIT,
+            _ => READ_LIMIT,
+        };
         let answer = self.get(lease, &path, limit).await?;
         if answer.status == StatusCode::FORBIDDEN {
             return Err(self.refusal(lease).await);

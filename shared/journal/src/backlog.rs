@@ -8,6 +8,7 @@ use scaivault_domain::time::Timestamp;
 use tokio::sync::Notify;
 
 use crate::disk::{RowFile, SegmentFile};
+use crate::segment::PackedRow;
 
 /// What waits to be shipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct Backlog {
 struct State {
     /// Oldest first. Every row in it is newer than those in `segments`.
     rows: VecDeque<RowFile>,
+    /// What is in the newest of them, by the number of the first row.
+    kept: Option<(u64, Vec<PackedRow>)>,
     segments: VecDeque<SegmentFile>,
     closed_bytes: u64,
     active_bytes: u64,
@@ -68,11 +71,13 @@ impl Waiting {
         (state.active_bytes, state.active_since) = (bytes, Some(since));
     }
 
-    /// The file that took rows is closed.
-    pub(crate) fn closed(&self, file: RowFile) {
+    /// The file that took rows is closed. What is in it is kept until the next one is: a packer that falls behind reads
+    /// from the disk.
+    pub(crate) fn closed(&self, file: RowFile, rows: Vec<PackedRow>) {
         let mut state = self.state();
         (state.active_bytes, state.active_since) = (0, None);
         state.closed_bytes += file.bytes;
+        state.kept = Some((file.first_seq, rows));
         state.rows.push_back(file);
         self.packable.notify_all();
     }
@@ -90,6 +95,13 @@ impl Waiting {
             .wait_while(state, |state| !state.stopping && state.rows.is_empty())
             .unwrap_or_else(PoisonError::into_inner);
         if state.stopping { None } else { state.rows.front().cloned() }
+    }
+
+    /// What is in a file, if it is still kept.
+    pub(crate) fn take_kept(&self, file: &RowFile) -> Option<Vec<PackedRow>> {
+        let mut state = self.state();
+        let (_, rows) = state.kept.take_if(|(first_seq, _)| *first_seq == file.first_seq)?;
+        (rows.len() as u64 == file.rows).then_some(rows)
     }
 
     /// Waits for `pause`, or until the journal stops.

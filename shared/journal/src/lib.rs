@@ -57,6 +57,7 @@ use scaivault_domain::time::Clock;
 use scaivault_seal::Cipher;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{error, warn};
+use zeroize::Zeroizing;
 
 pub use backlog::Backlog;
 pub use segment::{
@@ -227,13 +228,13 @@ impl Journal {
     /// # Errors
     /// `Full`, `Unavailable` or `RowTooLarge`; nothing may be released.
     pub async fn record(&self, row: AuditRow) -> Result<(), JournalError> {
-        let json = serde_json::to_vec(&row).expect("a row is text and numbers");
+        let json = Zeroizing::new(serde_json::to_vec(&row).expect("a row is text and numbers"));
         if json.len() > MAX_ROW_BYTES {
             return Err(JournalError::RowTooLarge);
         }
         let stopped = || JournalError::from(io::Error::other("the journal's writer has stopped"));
         let (done, written) = oneshot::channel();
-        let pending = Pending { time: row.time, json, done };
+        let pending = Pending { time: row.time, tenant: row.tenant, json, done };
         match self.sync {
             // It waits for the disk, which nobody else should have to.
             SyncPolicy::Group => self.queue.send(pending).await.map_err(|_| stopped())?,

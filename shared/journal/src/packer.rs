@@ -33,9 +33,12 @@ impl Packer {
     }
 
     /// May run twice over the same rows: nothing of a segment is offered before the head, which comes last, is written.
-    fn pack(&mut self, file: &RowFile) -> io::Result<()> {
-        let whole = self.disk.read_rows(file.first_seq, file.rows)?;
-        let missing = file.rows - whole.rows.len() as u64;
+    pub(crate) fn pack(&mut self, file: &RowFile) -> io::Result<()> {
+        let rows = match self.waiting.take_kept(file) {
+            Some(rows) => rows,
+            None => self.disk.read_rows(file.first_seq, file.rows)?.rows,
+        };
+        let missing = file.rows - rows.len() as u64;
         if missing > 0 {
             // The gap in the numbers shows in the chain.
             error!(
@@ -44,14 +47,14 @@ impl Packer {
                 "rows of the audit journal were damaged on disk"
             );
         }
-        if whole.rows.is_empty() {
+        if rows.is_empty() {
             self.disk.set_rows_aside(file.first_seq)?;
             self.waiting.packed(None);
             return Ok(());
         }
         let Head { node, journal, .. } = self.head.clone();
         let id = SegmentId { node, journal, first_seq: file.first_seq };
-        let segment = Segment::pack(id, &whole.rows, self.clock.now(), self.head.prev_hash)?;
+        let segment = Segment::pack(id, &rows, self.clock.now(), self.head.prev_hash)?;
 
         let reserve = self.reserve.clone();
         let mut released = None;

@@ -9,13 +9,16 @@ use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
+use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::warn;
+use zeroize::Zeroizing;
 
 use crate::backlog::Waiting;
 use crate::disk::{Disk, Reserve, RowFile, framed_bytes};
+use crate::segment::PackedRow;
 use crate::{JournalError, SyncPolicy};
 
 /// As good as never.
@@ -26,7 +29,8 @@ const BATCH: usize = 1_024;
 /// A row on its way, and who waits for it.
 pub(crate) struct Pending {
     pub(crate) time: Timestamp,
-    pub(crate) json: Vec<u8>,
+    pub(crate) tenant: TenantId,
+    pub(crate) json: Zeroizing<Vec<u8>>,
     pub(crate) done: oneshot::Sender<Result<(), JournalError>>,
 }
 
@@ -42,6 +46,8 @@ struct Active {
     file: File,
     closed: RowFile,
     opened: Instant,
+    /// What is in it: the packer need not read it back.
+    rows: Vec<PackedRow>,
 }
 
 pub(crate) struct Writer {
@@ -78,7 +84,15 @@ impl Writer {
                 return refuse(rows, &JournalError::Full);
             }
             match self.append(&chunk) {
-                Ok(()) => chunk.into_iter().for_each(|row| answer(row, Ok(()))),
+                Ok(()) => {
+                    for Pending { tenant, json, done, .. } in chunk {
+                        if let Some(active) = &mut self.active {
+                            active.rows.push(PackedRow { tenant, json });
+                        }
+                        // A caller that hung up has a row too many, which is no harm.
+                        let _ = done.send(Ok(()));
+                    }
+                }
                 Err(error) => refuse(chunk.into_iter(), &error.into()),
             }
             if self.active_bytes() >= self.limits.rotate_bytes {
@@ -142,6 +156,7 @@ impl Writer {
                 file: self.disk.create_rows(self.next_seq)?,
                 closed: RowFile { first_seq: self.next_seq, rows: 0, bytes: 0, since },
                 opened: Instant::now(),
+                rows: Vec::new(),
             },
         };
         let written = active.file.write_all(frames).and_then(|()| match self.limits.sync {
@@ -172,12 +187,12 @@ impl Writer {
         if let Err(error) = active.file.set_len(active.closed.bytes) {
             warn!(%error, "cannot cut a failed file of the audit journal");
         }
-        self.waiting.closed(active.closed);
+        self.waiting.closed(active.closed, active.rows);
     }
 
     fn rotate(&mut self) {
         if let Some(active) = self.active.take() {
-            self.waiting.closed(active.closed);
+            self.waiting.closed(active.closed, active.rows);
         }
     }
 }
@@ -251,12 +266,8 @@ impl Desk {
 }
 
 fn refuse(rows: impl Iterator<Item = Pending>, error: &JournalError) {
-    rows.for_each(|row| answer(row, Err(error.clone())));
-}
-
-fn answer(row: Pending, result: Result<(), JournalError>) {
-    // A caller that hung up has a row too many, which is no harm.
-    let _ = row.done.send(result);
+    // A caller that hung up does not mind.
+    rows.for_each(|row| drop(row.done.send(Err(error.clone()))));
 }
 
 #[cfg(test)]
@@ -290,8 +301,9 @@ mod tests {
         fn write(&mut self, path: &str) -> Result<(), JournalError> {
             let row = row("t", path);
             let (done, mut answer) = oneshot::channel();
-            let json = serde_json::to_vec(&row).unwrap();
-            self.writer.write(std::iter::once(Pending { time: row.time, json, done }));
+            let json = serde_json::to_vec(&row).unwrap().into();
+            let pending = Pending { time: row.time, tenant: row.tenant, json, done };
+            self.writer.write(std::iter::once(pending));
             answer.try_recv().unwrap()
         }
 
@@ -317,7 +329,8 @@ mod tests {
         let (done, mut answer) = oneshot::channel();
         let busy = desk.writer();
         let row = row("t", "a");
-        desk.bring(Pending { time: row.time, json: serde_json::to_vec(&row).unwrap(), done });
+        let json = serde_json::to_vec(&row).unwrap().into();
+        desk.bring(Pending { time: row.time, tenant: row.tenant, json, done });
         assert!(answer.try_recv().is_err(), "somebody else has the writer");
         drop(busy);
         desk.work_off();
@@ -355,7 +368,8 @@ mod tests {
         let row = row("t", "a");
         let (done, written) = oneshot::channel();
         let closing = desk.writer();
-        desk.bring(Pending { time: row.time, json: serde_json::to_vec(&row).unwrap(), done });
+        let json = serde_json::to_vec(&row).unwrap().into();
+        desk.bring(Pending { time: row.time, tenant: row.tenant, json, done });
         drop(closing);
         let (_open, queue) = mpsc::channel(1);
         let running = tokio::spawn(desk.run(queue, Arc::default()));

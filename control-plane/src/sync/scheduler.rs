@@ -181,8 +181,13 @@ impl Syncs {
             match records.store().commit(audit.stage(tx, &row)).await {
                 Ok(_) => {
                     self.nudge.notify_one();
-                    let running = runs.progress(key).map(|(run, _)| run);
-                    return Ok(running.filter(|_| allow_deletes.is_none()).unwrap_or(queued));
+                    // One that a change has just cut off still runs, and has ended: it is not what the caller waits for.
+                    if let Some((running, _)) = runs.progress(key).filter(|_| allow_deletes.is_none())
+                        && runs.report(key, &running).await.is_ok_and(|report| report.ended.is_none())
+                    {
+                        return Ok(running);
+                    }
+                    return Ok(queued);
                 }
                 Err(CommitError::Precondition(_)) => {}
                 Err(CommitError::Unavailable(error)) => return Err(error.into()),

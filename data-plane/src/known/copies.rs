@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use prost::Message as _;
 use scaivault_discovery::{Change, Restored, wire};
@@ -19,15 +19,17 @@ use zeroize::Zeroizing;
 
 use crate::cache::{Cache, Marks, Warm, Write};
 
-/// Most paths of which it is remembered what was told last.
-const TOLD: u64 = 200_000;
+/// Most paths without a copy that are remembered.
+const ABSENT: u64 = 100_000;
 
 /// Copies, and what there is instead of them.
 pub struct Copies {
     cache: Arc<Cache>,
-    /// What was told last of a path, with the configuration in which it was told: another one may have another backend for
-    /// the path, or another name there.
-    told: moka::sync::Cache<KeyHash, (Told, Generation)>,
+    /// Why there is no copy, with the configuration in which it was told: another one may have another backend for the
+    /// path, or another name there.
+    absent: moka::sync::Cache<KeyHash, (Absence, Generation)>,
+    /// In which configuration each copy was given. As small as it can be: there may be 100,000.
+    given: RwLock<HashMap<KeyHash, Generation>>,
     freshness: RwLock<HashMap<LeaseKey, Arc<Freshness>>>,
     /// Backends whose every copy is held: what is not held of them is not there.
     prefetched: RwLock<HashSet<BackendId>>,
@@ -37,15 +39,6 @@ impl fmt::Debug for Copies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Copies").field("cache", &self.cache).finish_non_exhaustive()
     }
-}
-
-/// What the control plane said of a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
-    /// Here is the copy.
-    Copy,
-    /// There is none.
-    Absent(Absence),
 }
 
 /// Whether the control plane can be asked.
@@ -73,14 +66,15 @@ pub struct Remembered {
 impl Copies {
     /// Copies in `cache`. Paths that are forgotten because there are too many are given to `forgotten`.
     pub fn new(cache: Arc<Cache>, forgotten: impl Fn(KeyHash) + Send + Sync + 'static) -> Self {
-        let evicted = move |hash: Arc<KeyHash>, (told, _), cause: moka::notification::RemovalCause| {
-            if cause.was_evicted() && told != Told::Copy {
+        let evicted = move |hash: Arc<KeyHash>, _, cause: moka::notification::RemovalCause| {
+            if cause.was_evicted() {
                 forgotten(*hash);
             }
         };
         Copies {
             cache,
-            told: moka::sync::Cache::builder().max_capacity(TOLD).eviction_listener(evicted).build(),
+            absent: moka::sync::Cache::builder().max_capacity(ABSENT).eviction_listener(evicted).build(),
+            given: RwLock::default(),
             freshness: RwLock::default(),
             prefetched: RwLock::default(),
         }
@@ -137,11 +131,12 @@ impl Copies {
         reach: Reach,
     ) -> Option<Result<Replica, Absence>> {
         let backend = route.backend().map(|backend| &backend.id);
-        let told = self.told.get(&key.hash()).filter(|(_, told)| *told == generation).map(|(told, _)| told);
-        if let Some(Told::Absent(absence)) = told {
+        let hash = key.hash();
+        if let Some((absence, _)) = self.absent.get(&hash).filter(|(_, told)| *told == generation) {
             return Some(Err(absence));
         }
-        if told == Some(Told::Copy) || reach == Reach::Alone || self.is_covered(key, route) {
+        let is_given = || self.given().get(&hash) == Some(&generation);
+        if reach == Reach::Alone || self.is_covered(key, route) || is_given() {
             // A copy of another backend, or one of ours that a backend owns now, is not what the path has.
             let held = self.cache.get(key).map(|(_, replica)| replica);
             if let Some(replica) =
@@ -153,6 +148,18 @@ impl Copies {
         let prefetched = self.prefetched.read().unwrap_or_else(PoisonError::into_inner);
         let whole = reach == Reach::Alone && backend.is_some_and(|backend| prefetched.contains(backend));
         (whole && self.is_covered(key, route)).then_some(Err(Absence::NotFound))
+    }
+
+    fn given(&self) -> RwLockReadGuard<'_, HashMap<KeyHash, Generation>> {
+        self.given.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give(&self, hash: KeyHash, generation: Option<Generation>) {
+        let mut given = self.given.write().unwrap_or_else(PoisonError::into_inner);
+        match generation {
+            Some(generation) => given.insert(hash, generation),
+            None => given.remove(&hash),
+        };
     }
 
     /// Whether a cycle has compared every copy of the route's rule.
@@ -171,7 +178,7 @@ impl Copies {
     /// Whether anything is known, or was asked, of a path: then its changes come by themselves.
     pub fn is_followed(&self, key: &SecretKey) -> bool {
         let hash = key.hash();
-        self.cache.stamp(hash).is_some() || self.told.contains_key(&hash)
+        self.cache.stamp(hash).is_some() || self.absent.contains_key(&hash)
     }
 
     /// How old a copy is, and whether that is longer than the period of its sync.
@@ -215,7 +222,8 @@ impl Copies {
         writes.extend(self.cache.held().into_iter().map(|(hash, _)| Write::SecretGone(hash)));
         let freshness = std::mem::take(&mut *self.freshness.write().unwrap_or_else(PoisonError::into_inner));
         writes.extend(freshness.into_keys().map(|key| Write::FreshnessGone(key.tenant, key.backend)));
-        self.told.invalidate_all();
+        self.absent.invalidate_all();
+        *self.given.write().unwrap_or_else(PoisonError::into_inner) = HashMap::new();
         self.begin_stream();
         self.cache.apply(writes);
     }
@@ -252,16 +260,20 @@ impl Copies {
             Change::GrantGone(hash) => writes.push(Write::GrantGone(*hash)),
             Change::Lease(_) | Change::LeaseGone(..) => {}
             Change::Secret(key, stamp, replica) => {
-                self.told.insert(key.hash(), (Told::Copy, generation(&key.tenant)));
+                let hash = key.hash();
+                self.absent.invalidate(&hash);
+                self.give(hash, Some(generation(&key.tenant)));
                 writes.push(Write::Secret(key.clone(), *stamp, Replica::clone(replica)));
             }
             Change::SecretAbsent(key, absence) => {
                 let hash = key.hash();
-                self.told.insert(hash, (Told::Absent(*absence), generation(&key.tenant)));
+                self.absent.insert(hash, (*absence, generation(&key.tenant)));
+                self.give(hash, None);
                 writes.push(Write::SecretGone(hash));
             }
             Change::SecretGone(hash) => {
-                self.told.invalidate(hash);
+                self.absent.invalidate(hash);
+                self.give(*hash, None);
                 writes.push(Write::SecretGone(*hash));
             }
             Change::Freshness(tenant, freshness) => {

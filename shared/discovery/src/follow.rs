@@ -20,7 +20,7 @@ use crate::subscriber::{Change, Demand, Subscriber};
 /// The longest wait after the first failure; it doubles with each further one.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// The longest wait, and how long a stream must have lived for the next one to be tried at once.
-const LONGEST_WAIT: Duration = Duration::from_secs(4);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Most demands that go into one message.
 const DEMANDS_AT_ONCE: usize = 1024;
 
@@ -178,9 +178,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_four_seconds() {
+    fn waits_double_up_to_two_seconds() {
         let longest: Vec<_> = (0..6).map(|failures| wait_after(failures, 1.0).as_millis()).collect();
-        assert_eq!(longest, [500, 1000, 2000, 4000, 4000, 4000]);
+        assert_eq!(longest, [500, 1000, 2000, 2000, 2000, 2000]);
         assert_eq!(wait_after(u32::MAX, 0.5), LONGEST_WAIT / 2);
     }
 }

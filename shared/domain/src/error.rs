@@ -210,9 +210,11 @@ impl Error {
 
     /// A change of a path that `backend` owns.
     pub fn federated_read_only(backend: &BackendName) -> Self {
-        let message = format!("the path is federated by the backend `{backend}`, which takes no writes through here");
-        Error::new(Reason::FederatedReadOnly, message)
-            .next("write it in the backend; a proxied path shows it at once, a synced one after its next sync")
+        let message =
+            format!("the path is federated by the backend `{backend}`, which takes no writes through here");
+        Error::new(Reason::FederatedReadOnly, message).next(
+            "write it in the backend; a proxied path shows it at once, a synced one after its next sync",
+        )
     }
 
     /// A secret whose current version has no value.

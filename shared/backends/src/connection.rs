@@ -195,7 +195,7 @@ impl<L: Leases> Connection<L> {
         call: impl Future<Output = Result<T, BackendError>>,
     ) -> impl Future<Output = Result<T, BackendError>> {
         let class = |error: &BackendError| error.class().as_str();
-        backend_call(&self.key.backend, self.target.kind(), operation, class, call)
+        backend_call(&self.key.backend, self.target.kind().as_str(), operation, class, call)
     }
 
     pub(crate) fn failed(&self, cause: BackendError) -> Failed {

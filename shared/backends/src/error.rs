@@ -40,6 +40,9 @@ pub enum BackendError {
     /// The name exists; its current version has no value.
     #[error("the current version in the backend is {}", .0.as_str())]
     NotActive(State),
+    /// What is there is not what a write expected; nothing was overwritten for good.
+    #[error("the backend has another version than was expected")]
+    PreconditionLost,
     /// The store cannot have such a name, so it was not asked.
     #[error("the backend cannot have such a name")]
     Unrepresentable,
@@ -101,6 +104,10 @@ impl Class {
 }
 
 impl BackendError {
+    /// A lease of another kind of store: the configuration changed while a call was on its way.
+    pub(crate) const FOREIGN_LEASE: BackendError =
+        BackendError::InvalidConfig("the credential is one for another kind of store");
+
     /// The class of the error.
     pub fn class(&self) -> Class {
         match self {
@@ -116,6 +123,7 @@ impl BackendError {
             }
             BackendError::InvalidAnswer(_)
             | BackendError::TooLarge
+            | BackendError::PreconditionLost
             | BackendError::InvalidConfig(_)
             | BackendError::MountNotLiteral
             | BackendError::MountLookupForbidden => Class::Invalid,
@@ -187,6 +195,7 @@ impl From<BackendError> for Error {
             BackendError::Forbidden => Reason::BackendForbidden,
             BackendError::NotFound => Reason::NotFound,
             BackendError::NotActive(_) => Reason::NotActive,
+            BackendError::PreconditionLost => Reason::PreconditionFailed,
             BackendError::Unrepresentable => Reason::Unrepresentable,
             // The reader did nothing wrong; it is the owner of the backend who reads the hint.
             BackendError::InvalidAnswer(_)

@@ -1,4 +1,4 @@
-//! The HTTP client of an adapter: one per backend, built so that a credential goes nowhere but to its endpoint.
+//! The HTTP client of an adapter and of a login: one per server, built so that a credential goes nowhere but to its endpoint.
 //!
 //! No redirects, no proxy from the environment, no process-wide configuration. Answers are bounded: no compression is
 //! asked for and none is taken, so the limit holds for what would be parsed.
@@ -10,8 +10,8 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response, StatusCode};
-use scaivault_domain::backend::Endpoint;
+use reqwest::{Client, Method, Response, StatusCode};
+use scaivault_domain::backend::{Endpoint, Tls};
 use scaivault_domain::time::Timestamp;
 use scaivault_telemetry::trace::inject;
 use zeroize::Zeroizing;
@@ -47,16 +47,39 @@ pub(crate) fn encode(text: &str) -> String {
     utf8_percent_encode(text, PLAIN).to_string()
 }
 
-/// An answer whose status its adapter understands, read to its end.
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
+/// An answer whose status its reader understands, read to its end.
+pub struct Answer {
+    /// Its status: no redirection, no 429 and none above.
+    pub status: StatusCode,
     /// The server's clock.
-    pub(crate) date: Option<Timestamp>,
-    pub(crate) body: Zeroizing<Vec<u8>>,
+    pub date: Option<Timestamp>,
+    /// JSON; empty only with 204.
+    pub body: Zeroizing<Vec<u8>>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Http {
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// What a request brings along.
+pub enum Body<'a> {
+    /// JSON.
+    Json(Zeroizing<Vec<u8>>),
+    /// The fields of a form.
+    Form(&'a [(&'a str, &'a str)]),
+}
+
+impl std::fmt::Debug for Body<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// A client of one server.
+#[derive(Clone, Debug)]
+pub struct Http {
     client: Client,
     base: String,
 }
@@ -84,26 +107,50 @@ pub(crate) fn client(
 }
 
 impl Http {
-    pub(crate) fn new(
-        endpoint: &Endpoint,
-        trust: Trust<'_>,
-        headers: HeaderMap,
-    ) -> Result<Self, BackendError> {
-        let client = client(endpoint, trust, headers)?;
+    /// A client of the server at `endpoint`, which is sent `headers` with every request.
+    ///
+    /// # Errors
+    /// `InvalidConfig`, if the CA certificate is unusable.
+    pub fn new(endpoint: &Endpoint, tls: &Tls, headers: HeaderMap) -> Result<Self, BackendError> {
+        let client = client(endpoint, Trust::of(tls), headers)?;
         Ok(Http { client, base: endpoint.to_string() })
     }
 
-    /// Asks for the JSON at `path`, which begins with a slash and is encoded. Statuses that mean the same for every
-    /// store are errors already; the others are for the adapter.
-    pub(crate) async fn get_json(
+    /// Asks for the JSON at `path`, which begins with a slash and is encoded.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn get_json(
         &self,
         path: &str,
+        headers: HeaderMap,
+        limit: usize,
+    ) -> Result<Answer, BackendError> {
+        self.send(Method::GET, path, headers, None, limit).await
+    }
+
+    /// Sends a request to `path`, which begins with a slash and is encoded; the answer has at most `limit` bytes.
+    ///
+    /// # Errors
+    /// Statuses that mean the same for every store are errors already; the others are for the reader.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
         mut headers: HeaderMap,
+        body: Option<Body<'_>>,
         limit: usize,
     ) -> Result<Answer, BackendError> {
         inject(&mut headers);
-        let url = format!("{}{path}", self.base);
-        let response = self.client.get(url).headers(headers).send().await.map_err(|error| fault(&error))?;
+        let request = self.client.request(method, format!("{}{path}", self.base)).headers(headers);
+        let request = match body {
+            None => request,
+            Some(Body::Json(json)) => {
+                request.header(CONTENT_TYPE, "application/json").body(json.as_slice().to_vec())
+            }
+            Some(Body::Form(fields)) => request.form(fields),
+        };
+        let response = request.send().await.map_err(|error| fault(&error))?;
         let status = response.status();
         if status.is_redirection() {
             return Err(BackendError::InvalidAnswer(
@@ -117,6 +164,9 @@ impl Http {
         }
         if status.is_server_error() {
             return Err(BackendError::Server { status: status.as_u16() });
+        }
+        if status == StatusCode::NO_CONTENT {
+            return Ok(Answer { status, date, body: Zeroizing::default() });
         }
         // Something in front of the store may say no in a language of its own.
         let is_json = |media_type: &str| media_type.trim().eq_ignore_ascii_case("application/json");

@@ -4,12 +4,15 @@
 //! each call is given a [`Lease`] that the control plane obtained. What protects a store from us, and us from a store,
 //! is the same for all of them and stands in [`guard`] and [`coalesce`].
 
+mod aws;
+mod azure;
 pub mod background;
 pub mod coalesce;
 pub mod connection;
 pub mod error;
+mod gcp;
 pub mod guard;
-mod http;
+pub mod http;
 mod mount;
 pub mod survey;
 #[cfg(test)]
@@ -20,7 +23,7 @@ mod vault;
 use std::borrow::Cow;
 use std::future::Future;
 
-use scaivault_domain::backend::Target;
+use scaivault_domain::backend::{ProviderKind, Target};
 use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::secret::{Kind, Metadata, SecretValue, State};
 use scaivault_domain::time::Timestamp;
@@ -28,7 +31,10 @@ use tokio::time::Instant;
 
 use crate::survey::{Calls, Found, Step};
 
+pub use crate::aws::AwsBackend;
+pub use crate::azure::AzureBackend;
 pub use crate::error::{BackendError, Class};
+pub use crate::gcp::GcpBackend;
 pub use crate::vault::{VaultBackend, vault_client};
 pub use scaivault_domain::lease::Material;
 
@@ -52,12 +58,65 @@ pub struct RemoteSecret {
     pub kind: Kind,
     /// Their media type.
     pub content_type: Cow<'static, str>,
-    /// The store's custom metadata.
-    pub metadata: Metadata,
+    /// The store's custom metadata; `None` if a read does not tell, as where only listings do.
+    pub metadata: Option<Metadata>,
     /// The store's name of this version; empty if it keeps none (KV version 1).
     pub remote_version: String,
     /// When the version was written, if the store says so.
     pub created: Option<Timestamp>,
+    /// What tells this version from every other in a listing, apart from state and metadata; `None` if listings of the
+    /// store do not tell versions apart.
+    pub stamp: Option<String>,
+}
+
+/// A value on its way to a store.
+#[derive(Clone, Debug)]
+pub struct RemoteWrite {
+    /// The bytes.
+    pub value: SecretValue,
+    /// What they are.
+    pub kind: Kind,
+    /// Their media type, for stores that keep one.
+    pub content_type: Cow<'static, str>,
+    /// The custom metadata that the secret is to have; what the store keeps besides is left alone.
+    pub metadata: Metadata,
+    /// What must be there now.
+    pub expected: Expected,
+}
+
+/// What must be in a store for a write to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// No secret of the name.
+    Absent,
+    /// This version, as in [`RemoteSecret`].
+    Version(String),
+}
+
+/// What came of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The store's name of the new version; empty if it keeps none.
+    pub remote_version: String,
+    /// Why the custom metadata is not as it was to be, although the value is; `None` if it is.
+    pub metadata: Option<BackendError>,
+}
+
+/// What is done in a store, as its permissions name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Reading values.
+    Read,
+    /// Reading several values with one call.
+    ReadMany,
+    /// Listing names.
+    List,
+    /// Listing the versions of a secret.
+    History,
+    /// Writing values.
+    Write,
+    /// Deleting secrets.
+    Delete,
 }
 
 /// One version of a remote secret, without its value.
@@ -142,6 +201,56 @@ pub trait SecretBackend: Send + Sync {
         calls: &Calls,
     ) -> impl Future<Output = Result<Found, BackendError>> + Send;
 
+    /// How many secrets [`read_many`](Self::read_many) takes with one call; 1 if the store, or our permissions there,
+    /// have no such call.
+    fn most_at_once(&self) -> usize {
+        1
+    }
+
+    /// The current values of several secrets, in the order of `names`, of which there are at most
+    /// [`most_at_once`](Self::most_at_once).
+    ///
+    /// `Forbidden` as a whole says that there is no permission for it, and that it is not asked for again soon: read
+    /// them one by one.
+    fn read_many(
+        &self,
+        lease: &Lease,
+        names: &[RemoteName],
+    ) -> impl Future<Output = Result<Vec<Result<RemoteSecret, BackendError>>, BackendError>> + Send {
+        async move {
+            let mut secrets = Vec::with_capacity(names.len());
+            for name in names {
+                secrets.push(self.read(lease, name).await);
+            }
+            Ok(secrets)
+        }
+    }
+
+    /// Writes a new version of `name`, if what is there now is what was expected: never over something else.
+    ///
+    /// `PreconditionLost`: it was not, and nothing was changed that is not still there as a version.
+    fn write(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+        write: &RemoteWrite,
+    ) -> impl Future<Output = Result<Written, BackendError>> + Send;
+
+    /// Deletes `name` so that it can be brought back, if its current version is `expected`.
+    fn delete(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+        expected: &str,
+    ) -> impl Future<Output = Result<(), BackendError>> + Send;
+
+    /// Whether the lease may read the value of `name`, found out without reading it.
+    fn may_read(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+    ) -> impl Future<Output = Result<(), BackendError>> + Send;
+
     /// Whether the store answers and takes the lease; as cheap as the store allows.
     fn probe(&self, lease: &Lease) -> impl Future<Output = Result<(), BackendError>> + Send;
 }
@@ -151,6 +260,24 @@ pub trait SecretBackend: Send + Sync {
 pub enum Backend {
     /// HashiCorp Vault or OpenBao.
     Vault(VaultBackend),
+    /// AWS Secrets Manager.
+    Aws(AwsBackend),
+    /// Azure Key Vault.
+    Azure(AzureBackend),
+    /// GCP Secret Manager.
+    Gcp(GcpBackend),
+}
+
+/// Does the same with whichever adapter it is.
+macro_rules! each {
+    ($backend:expr, $adapter:ident => $call:expr) => {
+        match $backend {
+            Backend::Vault($adapter) => $call,
+            Backend::Aws($adapter) => $call,
+            Backend::Azure($adapter) => $call,
+            Backend::Gcp($adapter) => $call,
+        }
+    };
 }
 
 impl Backend {
@@ -161,21 +288,20 @@ impl Backend {
     pub fn connect(target: &Target) -> Result<Backend, BackendError> {
         match target {
             Target::HashicorpVault(target) => VaultBackend::connect(target).map(Backend::Vault),
+            Target::AwsSecretsManager(target) => AwsBackend::connect(target).map(Backend::Aws),
+            Target::AzureKeyVault(target) => AzureBackend::connect(target).map(Backend::Azure),
+            Target::GoogleSecretManager(target) => GcpBackend::connect(target).map(Backend::Gcp),
         }
     }
 }
 
 impl SecretBackend for Backend {
     async fn read(&self, lease: &Lease, name: &RemoteName) -> Result<RemoteSecret, BackendError> {
-        match self {
-            Backend::Vault(vault) => vault.read(lease, name).await,
-        }
+        each!(self, adapter => adapter.read(lease, name).await)
     }
 
     async fn history(&self, lease: &Lease, name: &RemoteName) -> Result<Vec<RemoteVersion>, BackendError> {
-        match self {
-            Backend::Vault(vault) => vault.history(lease, name).await,
-        }
+        each!(self, adapter => adapter.history(lease, name).await)
     }
 
     async fn read_version(
@@ -184,9 +310,7 @@ impl SecretBackend for Backend {
         name: &RemoteName,
         remote_version: &str,
     ) -> Result<RemoteSecret, BackendError> {
-        match self {
-            Backend::Vault(vault) => vault.read_version(lease, name, remote_version).await,
-        }
+        each!(self, adapter => adapter.read_version(lease, name, remote_version).await)
     }
 
     async fn list(
@@ -195,20 +319,90 @@ impl SecretBackend for Backend {
         folder: Option<&RemoteName>,
         after: Option<&PageToken>,
     ) -> Result<Page, BackendError> {
-        match self {
-            Backend::Vault(vault) => vault.list(lease, folder, after).await,
-        }
+        each!(self, adapter => adapter.list(lease, folder, after).await)
     }
 
     async fn survey(&self, lease: &Lease, step: &Step, calls: &Calls) -> Result<Found, BackendError> {
-        match self {
-            Backend::Vault(vault) => vault.survey(lease, step, calls).await,
-        }
+        each!(self, adapter => adapter.survey(lease, step, calls).await)
+    }
+
+    fn most_at_once(&self) -> usize {
+        each!(self, adapter => adapter.most_at_once())
+    }
+
+    async fn read_many(
+        &self,
+        lease: &Lease,
+        names: &[RemoteName],
+    ) -> Result<Vec<Result<RemoteSecret, BackendError>>, BackendError> {
+        each!(self, adapter => adapter.read_many(lease, names).await)
+    }
+
+    async fn write(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+        write: &RemoteWrite,
+    ) -> Result<Written, BackendError> {
+        each!(self, adapter => adapter.write(lease, name, write).await)
+    }
+
+    async fn delete(&self, lease: &Lease, name: &RemoteName, expected: &str) -> Result<(), BackendError> {
+        each!(self, adapter => adapter.delete(lease, name, expected).await)
+    }
+
+    async fn may_read(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
+        each!(self, adapter => adapter.may_read(lease, name).await)
     }
 
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {
-        match self {
-            Backend::Vault(vault) => vault.probe(lease).await,
+        each!(self, adapter => adapter.probe(lease).await)
+    }
+}
+
+/// The permission of a store that an operation needs, as its own documentation names it.
+///
+/// Sources: the actions of AWS Secrets Manager in the Service Authorization Reference; the data actions of Azure Key
+/// Vault's RBAC guide; the permissions of GCP Secret Manager's access control; Vault's policy capabilities.
+pub fn permission(kind: ProviderKind, operation: Operation) -> &'static str {
+    match (kind, operation) {
+        (ProviderKind::HashicorpVault, Operation::Read | Operation::ReadMany) => {
+            "`read` on the secret's data path"
+        }
+        (ProviderKind::HashicorpVault, Operation::List) => "`list` on the metadata path of the folder",
+        (ProviderKind::HashicorpVault, Operation::History) => "`read` on the secret's metadata path",
+        (ProviderKind::HashicorpVault, Operation::Write) => "`create` and `update` on the secret's data path",
+        (ProviderKind::HashicorpVault, Operation::Delete) => "`delete` on the secret's data path",
+        (ProviderKind::AwsSecretsManager, Operation::Read) => "`secretsmanager:GetSecretValue` on the secret",
+        (ProviderKind::AwsSecretsManager, Operation::ReadMany) => "`secretsmanager:BatchGetSecretValue`",
+        (ProviderKind::AwsSecretsManager, Operation::List) => "`secretsmanager:ListSecrets` on `*`",
+        (ProviderKind::AwsSecretsManager, Operation::History) => {
+            "`secretsmanager:ListSecretVersionIds` on the secret"
+        }
+        (ProviderKind::AwsSecretsManager, Operation::Write) => {
+            "`secretsmanager:PutSecretValue` and `secretsmanager:UpdateSecretVersionStage` on the secret"
+        }
+        (ProviderKind::AwsSecretsManager, Operation::Delete) => "`secretsmanager:DeleteSecret` on the secret",
+        (ProviderKind::AzureKeyVault, Operation::Read | Operation::ReadMany) => {
+            "the role `Key Vault Secrets User` (`Microsoft.KeyVault/vaults/secrets/getSecret/action`)"
+        }
+        (ProviderKind::AzureKeyVault, Operation::List | Operation::History) => {
+            "the role `Key Vault Secrets User` (`Microsoft.KeyVault/vaults/secrets/readMetadata/action`)"
+        }
+        (ProviderKind::AzureKeyVault, Operation::Write | Operation::Delete) => {
+            "the role `Key Vault Secrets Officer`"
+        }
+        (ProviderKind::GoogleSecretManager, Operation::Read | Operation::ReadMany) => {
+            "`secretmanager.versions.access` (role `roles/secretmanager.secretAccessor`) on the secret"
+        }
+        (ProviderKind::GoogleSecretManager, Operation::List | Operation::History) => {
+            "`secretmanager.secrets.list` and `secretmanager.versions.list` (role `roles/secretmanager.viewer`) on the project"
+        }
+        (ProviderKind::GoogleSecretManager, Operation::Write) => {
+            "`secretmanager.versions.add` (role `roles/secretmanager.secretVersionManager`) on the secret"
+        }
+        (ProviderKind::GoogleSecretManager, Operation::Delete) => {
+            "`secretmanager.secrets.delete` on the secret"
         }
     }
 }

@@ -26,21 +26,20 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The time is part of the token because a secret that was removed and made again counts its versions anew; the
-    /// custom metadata because Vault changes it without a trace anywhere else.
-    pub(crate) fn new(
-        remote_version: String,
-        state: State,
-        created: Option<Timestamp>,
-        metadata: &Metadata,
-    ) -> Self {
-        let created = created.map_or(0, Timestamp::as_millis);
-        let mut token = format!("{remote_version}@{created}.{}", state.as_str());
+    /// The custom metadata is part of the token because stores change it without a trace anywhere else.
+    pub(crate) fn new(remote_version: String, state: State, stamp: &str, metadata: &Metadata) -> Self {
+        let mut token = format!("{stamp}.{}", state.as_str());
         if !metadata.is_empty() {
             token.push_str(&format!(".{:016x}", digest(metadata)));
         }
         Seen { remote_version, state, token }
     }
+}
+
+/// A stamp of a store that counts versions. The time is part of it because a secret that was removed and made again
+/// counts them anew.
+pub(crate) fn counted(remote_version: &str, created: Option<Timestamp>) -> String {
+    format!("{remote_version}@{}", created.map_or(0, Timestamp::as_millis))
 }
 
 /// Short, for there may be a million of them: it tells changes apart, it proves nothing.
@@ -55,10 +54,11 @@ fn digest(metadata: &Metadata) -> u64 {
 }
 
 impl RemoteSecret {
-    /// What a survey would have said of this version; `None` if the store tells no versions apart.
+    /// What a survey would have said of this version; `None` if the store's listings tell no versions apart.
     pub fn seen(&self) -> Option<Seen> {
-        let told = !self.remote_version.is_empty();
-        told.then(|| Seen::new(self.remote_version.clone(), State::Active, self.created, &self.metadata))
+        let stamp = self.stamp.as_ref()?;
+        let metadata = self.metadata.as_ref().unwrap_or(const { &Metadata::new() });
+        Some(Seen::new(self.remote_version.clone(), State::Active, stamp, metadata))
     }
 }
 
@@ -69,6 +69,8 @@ pub struct Surveyed {
     pub name: RemoteName,
     /// Its current version; `None`: the store does not tell, so it must be read.
     pub seen: Option<Seen>,
+    /// Its custom metadata, where listings tell it and reads do not.
+    pub metadata: Option<Metadata>,
 }
 
 /// A part of a survey.
@@ -96,6 +98,13 @@ pub enum Step {
     },
     /// What a listing did not tell of a secret.
     Secret(RemoteName),
+    /// The next part of a tree that is given in pages.
+    More {
+        /// The root of the tree, as in [`Step::Tree`].
+        root: Option<RemoteName>,
+        /// Where to go on.
+        after: PageToken,
+    },
 }
 
 /// How a folder is looked at, cheapest first. Not every store, and not every policy, allows every way.
@@ -141,7 +150,8 @@ mod tests {
 
     fn token(version: &str, state: State, created: i64, metadata: &[(&str, &str)]) -> String {
         let metadata = metadata.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
-        Seen::new(version.into(), state, Some(Timestamp::from_millis(created)), &metadata).token
+        let stamp = counted(version, Some(Timestamp::from_millis(created)));
+        Seen::new(version.into(), state, &stamp, &metadata).token
     }
 
     #[test]

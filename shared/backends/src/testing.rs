@@ -91,13 +91,8 @@ impl Server {
     }
 
     pub(crate) fn target(&self) -> VaultTarget {
-        VaultTarget {
-            endpoint: Endpoint::parse(&format!("http://{}", self.address)).expect("an address is a URL"),
-            namespace: None,
-            ca_cert: None,
-            tls_verify: true,
-            kv: None,
-        }
+        let url = format!("http://{}", self.address);
+        VaultTarget::at(Endpoint::parse("endpoint", &url).expect("an address is a URL"))
     }
 }
 

@@ -27,10 +27,11 @@ use tokio::time::Instant;
 use crate::error::BackendError;
 use crate::http::{Answer, Http, client, encode, encode_path};
 use crate::mount::{Folder, Mount, literal_part};
-use crate::survey::{Calls, Found, Step, Way};
+use crate::survey::{Calls, Found, Step, Way, counted};
 use crate::tls::Trust;
 use crate::{
-    EntryKind, Lease, Material, Page, PageToken, RemoteEntry, RemoteSecret, RemoteVersion, SecretBackend,
+    EntryKind, Lease, Material, Page, PageToken, RemoteEntry, RemoteSecret, RemoteVersion, RemoteWrite,
+    SecretBackend, Written,
 };
 
 const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
@@ -144,15 +145,7 @@ impl Question<'_> {
 /// # Errors
 /// `InvalidConfig`, if the CA certificate is unusable.
 pub fn vault_client(target: &VaultTarget) -> Result<reqwest::Client, BackendError> {
-    client(&target.endpoint, trust(target), HeaderMap::new())
-}
-
-fn trust(target: &VaultTarget) -> Trust<'_> {
-    match &target.ca_cert {
-        _ if !target.tls_verify => Trust::Anything,
-        Some(pem) => Trust::Only(pem),
-        None => Trust::System,
-    }
+    client(&target.endpoint, Trust::of(&target.tls), HeaderMap::new())
 }
 
 impl VaultBackend {
@@ -169,7 +162,7 @@ impl VaultBackend {
             headers.insert(NAMESPACE, value);
         }
         Ok(VaultBackend {
-            http: Http::new(&target.endpoint, trust(target), headers)?,
+            http: Http::new(&target.endpoint, &target.tls, headers)?,
             configured: target.kv.as_ref().map(|kv| Arc::new(Mount::configured(kv))),
             mounts: Cache::builder().max_capacity(MOST_MOUNTS).time_to_live(MOUNT_IS_TRUSTED_FOR).build(),
             verdicts: Cache::builder().max_capacity(MOST_VERDICTS).time_to_live(VERDICT_IS_KEPT_FOR).build(),
@@ -360,7 +353,25 @@ impl SecretBackend for VaultBackend {
                 self.survey_folder(lease, name, after.as_ref(), *way, calls).await
             }
             Step::Secret(name) => self.survey_secret(lease, name, calls).await,
+            Step::More { .. } => Err(BackendError::InvalidConfig("a listing of another kind of store")),
         }
+    }
+
+    async fn write(
+        &self,
+        _lease: &Lease,
+        _name: &RemoteName,
+        _write: &RemoteWrite,
+    ) -> Result<Written, BackendError> {
+        Err(BackendError::NotFound)
+    }
+
+    async fn delete(&self, _lease: &Lease, _name: &RemoteName, _expected: &str) -> Result<(), BackendError> {
+        Err(BackendError::NotFound)
+    }
+
+    async fn may_read(&self, _lease: &Lease, _name: &RemoteName) -> Result<(), BackendError> {
+        Err(BackendError::NotFound)
     }
 
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {
@@ -372,7 +383,7 @@ impl SecretBackend for VaultBackend {
 }
 
 fn token_header(lease: &Lease) -> Result<HeaderMap, BackendError> {
-    let Material::VaultToken(token) = &lease.material;
+    let Material::VaultToken(token) = &lease.material else { return Err(BackendError::FOREIGN_LEASE) };
     let token = token.expose_secret();
     let unusable =
         BackendError::InvalidConfig("the token holds characters that no token has, such as a line break");
@@ -490,9 +501,10 @@ fn secret(raw: &RawValue) -> Result<RemoteSecret, BackendError> {
         value: SecretValue::new(text.as_bytes().to_vec()),
         kind: Kind::of_text(text.as_bytes()),
         content_type: "application/json".into(),
-        metadata: Metadata::new(),
+        metadata: Some(Metadata::new()),
         remote_version: String::new(),
         created: None,
+        stamp: None,
     })
 }
 
@@ -519,10 +531,13 @@ fn read_v2(answer: &Answer) -> Result<RemoteSecret, BackendError> {
         // A version written without keys, which Vault shows as an empty one.
         None => secret(parse("{}")?)?,
     };
+    let remote_version = metadata.version.to_string();
+    let created = Timestamp::parse(&metadata.life.created_time);
     Ok(RemoteSecret {
-        metadata: metadata.custom_metadata.unwrap_or_default(),
-        remote_version: metadata.version.to_string(),
-        created: Timestamp::parse(&metadata.life.created_time),
+        metadata: Some(metadata.custom_metadata.unwrap_or_default()),
+        stamp: Some(counted(&remote_version, created)),
+        remote_version,
+        created,
         ..secret
     })
 }

@@ -42,6 +42,12 @@ impl BackendView {
         self.sync.of(self.mode, &self.mapping.rules()[index])
     }
 
+    /// The rule that owns `path`, and the name there; no name, if the store can have none that stands for it.
+    pub fn forward(&self, path: &SecretPath) -> Option<(usize, Option<RemoteName>)> {
+        let (rule, name) = self.mapping.forward(path)?;
+        Some((rule, name.filter(|name| self.target.kind().naming().has(name))))
+    }
+
     /// The rules that are served in `mode`, by index.
     pub fn rules_in(&self, mode: Mode) -> Vec<usize> {
         (0..self.mapping.rules().len()).filter(|index| self.rule(*index).mode == mode).collect()
@@ -80,6 +86,11 @@ pub enum Route {
         /// The rule between them, by index.
         rule: usize,
     },
+    /// No name in the backend: its store can have none that stands for the path.
+    Unrepresentable {
+        /// The backend that owns the path.
+        backend: Arc<BackendView>,
+    },
 }
 
 impl Route {
@@ -87,7 +98,9 @@ impl Route {
     pub fn backend(&self) -> Option<&Arc<BackendView>> {
         match self {
             Route::Local => None,
-            Route::Proxied { backend, .. } | Route::Synced { backend, .. } => Some(backend),
+            Route::Proxied { backend, .. }
+            | Route::Synced { backend, .. }
+            | Route::Unrepresentable { backend } => Some(backend),
         }
     }
 }
@@ -128,11 +141,12 @@ impl MountTable {
             for index in self.by_prefix.get(&text[..end]).into_iter().flatten() {
                 let backend = &self.backends[*index as usize];
                 let backend = backend.clone();
-                match backend.mapping.forward(path) {
-                    Some((rule, name)) if backend.rule(rule).mode == Mode::Sync => {
+                match backend.forward(path) {
+                    Some((_, None)) => return Route::Unrepresentable { backend },
+                    Some((rule, Some(name))) if backend.rule(rule).mode == Mode::Sync => {
                         return Route::Synced { backend, name, rule };
                     }
-                    Some((_, name)) => return Route::Proxied { backend, name },
+                    Some((_, Some(name))) => return Route::Proxied { backend, name },
                     None => {}
                 }
             }
@@ -158,13 +172,9 @@ mod tests {
         BackendView {
             id: BackendId::from_random([number; 10]),
             name: BackendName::parse(&format!("b{number}")).unwrap(),
-            target: Target::HashicorpVault(VaultTarget {
-                endpoint: Endpoint::parse("https://vault").unwrap(),
-                namespace: None,
-                ca_cert: None,
-                tls_verify: true,
-                kv: None,
-            }),
+            target: Target::HashicorpVault(VaultTarget::at(
+                Endpoint::parse("endpoint", "https://vault").unwrap(),
+            )),
             mapping: PathMapping::parse(pairs.iter().copied()).unwrap(),
             mode: Mode::Proxy,
             sync: SyncSettings::default(),
@@ -180,7 +190,7 @@ mod tests {
             backend(2, &[("external/b/x", "kv/x"), ("*/c", "kv/*")]),
         ]);
         let owner = |text: &str| match table.route(&SecretPath::check(text).unwrap()) {
-            Route::Local => String::new(),
+            Route::Local | Route::Unrepresentable { .. } => String::new(),
             Route::Proxied { backend, name } | Route::Synced { backend, name, .. } => {
                 format!("{} {}", backend.name, name.as_str())
             }
@@ -197,9 +207,9 @@ mod tests {
         fn the_index_routes_as_a_plain_search_does(rules in proptest::collection::vec(patterns(), 1..4), path in paths()) {
             let pairs: Vec<_> = rules.iter().map(|p| (p.as_str(), p.as_str())).collect();
             let Ok(mapping) = PathMapping::parse(pairs.clone()) else { return Ok(()) };
-            let expected = mapping.forward(&path).map(|(_, name)| name);
+            let expected = mapping.forward(&path).and_then(|(_, name)| name);
             let found = match MountTable::new([backend(1, &pairs)]).route(&path) {
-                Route::Local => None,
+                Route::Local | Route::Unrepresentable { .. } => None,
                 Route::Proxied { name, .. } | Route::Synced { name, .. } => Some(name),
             };
             prop_assert_eq!(found, expected);

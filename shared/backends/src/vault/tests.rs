@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use scaivault_domain::backend::{Endpoint, KvMount};
+use scaivault_domain::backend::{Endpoint, KvMount, Tls};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
@@ -54,7 +54,7 @@ async fn a_value_is_kept_byte_for_byte() {
     let bytes = br#"{"n":123456789012345678901234567890,"b":1.10,"a":"<x>"}"#;
     assert_eq!(secret.value.expose(), bytes);
     assert_eq!((secret.kind, &*secret.remote_version), (Kind::Json, "7"));
-    assert_eq!(secret.metadata["owner"], "ops");
+    assert_eq!(secret.metadata.expect("Vault tells")["owner"], "ops");
     assert_eq!(secret.created, Timestamp::parse("2026-01-01T00:00:00.5Z"));
     assert_eq!(server.paths(), [&format!("{MOUNTS}kv/data"), "/v1/kv/data/app/d%20b"]);
     let head = server.heads()[1].to_ascii_lowercase();
@@ -391,7 +391,7 @@ async fn a_store_that_is_not_there_is_unreachable() {
         listener.local_addr().expect("it is bound")
     };
     let (server, _) = v2(|_| Reply::Silence).await;
-    let endpoint = Endpoint::parse(&format!("http://{address}")).expect("a URL");
+    let endpoint = Endpoint::parse("endpoint", &format!("http://{address}")).expect("a URL");
     let gone = vault(&VaultTarget { endpoint, ..server.target() });
     let error = gone.probe(&lease("t")).await;
     assert_eq!(error, Err(BackendError::Unreachable("the connection was refused")));
@@ -461,10 +461,13 @@ async fn tls_server() -> (Server, String) {
 #[tokio::test]
 async fn only_the_configured_authority_is_trusted() {
     let ((server, pem), (_, other)) = (tls_server().await, tls_server().await);
-    let endpoint = Endpoint::parse(&format!("https://{}", server.address)).expect("a URL");
-    let probe = |ca_cert: Option<String>, tls_verify| {
-        let vault =
-            vault(&VaultTarget { endpoint: endpoint.clone(), ca_cert, tls_verify, ..server.target() });
+    let endpoint = Endpoint::parse("endpoint", &format!("https://{}", server.address)).expect("a URL");
+    let probe = |ca_cert: Option<String>, verify| {
+        let vault = vault(&VaultTarget {
+            endpoint: endpoint.clone(),
+            tls: Tls { ca_cert, verify },
+            ..server.target()
+        });
         async move { vault.probe(&lease("t")).await }
     };
     assert_eq!(probe(Some(pem), true).await, Ok(()));
@@ -472,6 +475,7 @@ async fn only_the_configured_authority_is_trusted() {
     assert_eq!(probe(Some(other.clone()), true).await, untrusted);
     assert_eq!(probe(None, true).await, untrusted);
     assert_eq!(probe(Some(other), false).await, Ok(()));
-    let nonsense = VaultTarget { ca_cert: Some("x".into()), endpoint, ..server.target() };
+    let nonsense =
+        VaultTarget { tls: Tls { ca_cert: Some("x".into()), verify: true }, endpoint, ..server.target() };
     assert!(matches!(VaultBackend::connect(&nonsense), Err(BackendError::InvalidConfig(_))));
 }

@@ -9,13 +9,13 @@
 //! [`SyncPlan::holds_back`] does not mind as many as there are.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::report::{HeldBack, SkipReason, Skipped};
 use super::{ConflictPolicy, Fingerprint, Mode, SyncSettings, WritePolicy};
-use crate::backend::BackendId;
+use crate::backend::{BackendId, Naming};
 use crate::mapping::{PathMapping, RemoteName};
 use crate::path::SecretPath;
 use crate::secret::{State, Version};
@@ -285,6 +285,8 @@ pub struct Scope<'a> {
     pub backend: &'a BackendId,
     /// Its mode.
     pub mode: Mode,
+    /// How its store names secrets.
+    pub naming: Naming,
     /// Its rules.
     pub mapping: &'a PathMapping,
     /// How they are synced.
@@ -381,9 +383,19 @@ pub fn plan(
             }
         }
     }
+    let (names, collisions) = scope.fold(&listing.names);
+    for (name, spellings) in &collisions {
+        let detail = format!("in this store these are one name: {}", spellings.join(", "));
+        for (path, _) in scope.paths(name).0 {
+            plan.skip(path.as_str(), name, SkipReason::Collision);
+            plan.skipped.last_mut().expect("it was just added").detail.clone_from(&detail);
+        }
+        // What is not taken is not absent.
+        forbidden.insert(name.as_str());
+    }
     let mut skipped: HashSet<&str> = HashSet::new();
     let mut found: BTreeMap<SecretPath, (usize, &Listed)> = BTreeMap::new();
-    for listed in &listing.names {
+    for listed in names.iter() {
         let (paths, skip) = scope.paths(&listed.name);
         if let Some(skip) = skip
             && skipped.insert(listed.name.as_str())
@@ -402,7 +414,7 @@ pub fn plan(
         let (rule, name, listed) = match found.remove(path) {
             Some((rule, listed)) => (rule, Cow::Borrowed(&listed.name), Some(listed)),
             None => match scope.mapping.forward(path) {
-                Some((rule, name)) if scope.rules.contains(&rule) => (rule, Cow::Owned(name), None),
+                Some((rule, Some(name))) if scope.rules.contains(&rule) => (rule, Cow::Owned(name), None),
                 _ => continue,
             },
         };
@@ -490,7 +502,7 @@ impl Scope<'_> {
             match outcome {
                 Ok(path) => {
                     is_mapped = true;
-                    if let Some((rule, _)) = self.mapping.forward(&path)
+                    if let Some(rule) = self.mapping.owner(&path)
                         && self.rules.contains(&rule)
                     {
                         paths.push((path, rule));
@@ -500,6 +512,29 @@ impl Scope<'_> {
             }
         }
         (paths, skip.filter(|_| !is_mapped))
+    }
+
+    /// The names in the one spelling that has a path, and those of which the listing has more than one spelling, with
+    /// these: which of them a read would give, nobody can say.
+    fn fold<'l>(&self, names: &'l [Listed]) -> (Cow<'l, [Listed]>, BTreeMap<RemoteName, Vec<String>>) {
+        let is_folded = |listed: &Listed| *self.naming.fold(&listed.name) == listed.name;
+        if names.iter().all(is_folded) {
+            return (Cow::Borrowed(names), BTreeMap::new());
+        }
+        let mut spellings: BTreeMap<RemoteName, BTreeSet<&str>> = BTreeMap::new();
+        for listed in names {
+            let folded = self.naming.fold(&listed.name).into_owned();
+            spellings.entry(folded).or_default().insert(listed.name.as_str());
+        }
+        spellings.retain(|_, spellings| spellings.len() > 1);
+        let fold =
+            |listed: &Listed| Listed { name: self.naming.fold(&listed.name).into_owned(), ..listed.clone() };
+        let folded = names.iter().map(fold).filter(|listed| !spellings.contains_key(&listed.name)).collect();
+        let collisions = spellings
+            .into_iter()
+            .map(|(name, spellings)| (name, spellings.into_iter().map(str::to_owned).collect()))
+            .collect();
+        (Cow::Owned(folded), collisions)
     }
 
     fn decide(&self, rule: usize, local: Local, remote: Remote) -> Decision {

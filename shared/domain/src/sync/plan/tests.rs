@@ -1,5 +1,5 @@
 use super::*;
-use crate::mapping::Overrides;
+use crate::mapping::{GivenRule, Overrides};
 
 /// Every row of the three-way table, under every policy. `a / b`: `a` if writes go through to the backend, `b` if they
 /// do not.
@@ -172,6 +172,7 @@ struct Scene {
     backend: BackendId,
     mapping: PathMapping,
     settings: SyncSettings,
+    naming: Naming,
     rules: Vec<usize>,
     reread: Reread,
     listing: Listing,
@@ -191,8 +192,15 @@ impl Scene {
     }
 
     fn with_overrides<'a>(rules: impl IntoIterator<Item = (&'a str, &'a str, Overrides)>) -> Self {
-        let mapping = PathMapping::parse_rules(rules).unwrap();
+        let given = rules.into_iter().map(|(pattern, template, overrides)| GivenRule {
+            pattern,
+            template,
+            overrides,
+            ..GivenRule::default()
+        });
+        let mapping = PathMapping::parse_rules(given).unwrap();
         Scene {
+            naming: Naming::Vault,
             backend: BackendId::from_random([1; 10]),
             rules: (0..mapping.rules().len()).collect(),
             mapping,
@@ -223,6 +231,7 @@ impl Scene {
     /// Our store has a copy that is as it was agreed.
     fn copy(&mut self, at: &str) -> &mut Held {
         let (_, name) = self.mapping.forward(&path(at)).expect("a mapped path");
+        let name = name.expect("a name that the store can have");
         let base = Some(self.base(name.as_str()));
         self.held.entry(path(at)).or_insert(Held { secret: Some((1, State::Active)), base })
     }
@@ -253,6 +262,7 @@ impl Scene {
         let scope = Scope {
             backend: &self.backend,
             mode: Mode::Sync,
+            naming: self.naming,
             mapping: &self.mapping,
             settings: &self.settings,
             rules: &self.rules,
@@ -589,4 +599,21 @@ fn steps_are_in_the_order_of_their_paths() {
     let plan = scene.plan();
     assert_eq!(plan.steps.len(), 13);
     assert!(plan.steps.is_sorted_by(|a, b| a.path < b.path));
+}
+
+#[test]
+fn two_spellings_of_one_name_are_a_collision_and_not_absent() {
+    let mut scene = Scene::new(&[("e/**", "**")]);
+    scene.naming = Naming::Azure;
+    scene.copy("e/db");
+    for name in ["DB", "Db", "Other"] {
+        scene.list(name, "agreed");
+    }
+    let plan = scene.plan();
+    let skipped: Vec<_> = plan.skipped.iter().map(|line| (&*line.path, line.reason, &*line.detail)).collect();
+    assert_eq!(skipped, [("e/db", SkipReason::Collision, "in this store these are one name: DB, Db")]);
+    assert_eq!(plan.unverified, [path("e/db")]);
+    let steps: Vec<_> = plan.steps.iter().map(|step| (step.path.as_str(), step.name.as_str())).collect();
+    assert_eq!(steps, [("e/other", "other")]);
+    assert_eq!(plan.steps[0].decision, Decision::Read);
 }

@@ -118,7 +118,7 @@ impl Admin {
     /// # Errors
     /// If the call is refused.
     pub async fn create_secret(&self, id: &str, labels: &[(&str, &str)]) -> Result<()> {
-        let labels: Value = labels.iter().map(|&(name, value)| (name.to_owned(), value.into())).collect();
+        let labels: Value = labels.iter().map(|&(name, value)| (name, Value::from(value))).collect();
         let body = json!({ "replication": { "automatic": {} }, "labels": labels });
         self.call(Method::POST, &format!("secrets?secretId={id}"), Some(body)).await.map(drop)
     }

@@ -1,4 +1,7 @@
 //! microburst: a proxy in front of an AWS server that answers with AWS's own errors on demand.
+//!
+//! A signature covers the host that a client believes to call, so the proxy signs anew what it passes on: behind it,
+//! everybody is the owner of its key, and nobody's own signature counts.
 
 use std::net::SocketAddr;
 
@@ -7,6 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use xtask::tools;
 
+use super::moto::AccessKey;
 use super::python::Server;
 use crate::http;
 
@@ -19,14 +23,16 @@ pub struct Microburst {
 
 impl Microburst {
     /// Installs microburst if need be, starts one in front of the plain HTTP server at `upstream` and waits until it
-    /// serves.
+    /// serves. It signs with `key`, which is of a user.
     ///
     /// # Errors
     /// What went wrong, with the end of the proxy's log.
-    pub async fn start(upstream: SocketAddr) -> Result<Microburst> {
+    pub async fn start(upstream: SocketAddr, key: &AccessKey) -> Result<Microburst> {
         let mut server = Server::new(tools::MICROBURST, "microburst").await?;
         let (upstream, port) = (format!("http://{upstream}"), server.socket().port().to_string());
         server.command().args(["--host", "127.0.0.1", "--port", &port, "--upstream", &upstream]);
+        server.command().arg("--resign").env("AWS_ACCESS_KEY_ID", &key.id);
+        server.command().env("AWS_SECRET_ACCESS_KEY", &key.secret);
         server.start().await?;
         Ok(Microburst { server, http: http::client(None)? })
     }

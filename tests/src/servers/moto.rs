@@ -3,7 +3,9 @@
 //! Signatures and policies are enforced, with these differences from AWS:
 //!
 //! - refusals are XML with status 403, for Secrets Manager too, where AWS answers JSON with status 400;
-//! - for Secrets Manager only a statement about the resource `*` counts: one about an ARN never matches;
+//! - for Secrets Manager only a statement about the resource `*` counts: one about an ARN neither allows nor denies;
+//! - a trust policy has to name the caller's own ARN or `*`: the account's root lets nobody in; a condition on
+//!   `sts:ExternalId` refuses a wrong one, but not a missing one;
 //! - the signature of a form (IAM, STS) must be that of the form as Python would write it, with `+` for a space;
 //! - an access key that was made inactive goes on working, so there is no call for that here: delete it;
 //! - nobody looks at how old a signature is, nor whether an assumed role's session is over.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use aws_lc_rs::digest;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaEncoding, RsaKeyPair};
@@ -35,7 +35,8 @@ impl Azure {
     async fn with(rights: &[Right]) -> Result<Azure> {
         let (fake, http) = (AzureFake::start().await?, http::client(None)?);
         let token = log_in(&fake, &http, &fake.register_app(rights)).await?;
-        Ok(Azure { fake, http, token: token["access_token"].as_str().unwrap().to_owned() })
+        let token = token["access_token"].as_str().context("no token")?.to_owned();
+        Ok(Azure { fake, http, token })
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Result<Response> {

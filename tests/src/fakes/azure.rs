@@ -5,6 +5,9 @@
 //! registered certificate, and to managed identities. Its clock can be moved on ([`AzureFake::advance`]), so that no test
 //! waits for a token to expire or for the next second of `updated`.
 //!
+//! Microsoft's own libraries for Python (azure-identity 1.27, azure-keyvault-secrets 4.12) were seen to work with it.
+//! Whoever uses them has to say `disable_instance_discovery` and `verify_challenge_resource=False`.
+//!
 //! What is not there: keys, certificates, backup and purge over HTTP, the firewall, claims challenges, sovereign clouds,
 //! and the seconds that the real vault takes to delete and recover.
 
@@ -68,6 +71,8 @@ pub enum Operation {
     Token,
     /// `GET /metadata/identity/oauth2/token`
     IdentityToken,
+    /// `GET /{tenant}/v2.0/.well-known/openid-configuration`
+    Discovery,
     /// Anything else.
     Other,
 }
@@ -386,6 +391,7 @@ enum Call<'a> {
     Recover(&'a str),
     Token(&'a str),
     IdentityToken,
+    Discovery,
     NotAllowed,
     Unknown,
 }
@@ -408,6 +414,7 @@ impl<'a> Call<'a> {
             ("POST", ["deletedsecrets", name, "recover"]) => Call::Recover(name),
             ("POST", [tenant, "oauth2", "v2.0", "token"]) => Call::Token(tenant),
             ("GET", ["metadata", "identity", "oauth2", "token"]) => Call::IdentityToken,
+            ("GET", [_, "v2.0", ".well-known", "openid-configuration"]) => Call::Discovery,
             (_, ["secrets" | "deletedsecrets", ..] | [_, "oauth2", "v2.0", "token"]) => Call::NotAllowed,
             _ => Call::Unknown,
         }
@@ -426,13 +433,14 @@ impl<'a> Call<'a> {
             Call::Recover(_) => Operation::Recover,
             Call::Token(_) => Operation::Token,
             Call::IdentityToken => Operation::IdentityToken,
+            Call::Discovery => Operation::Discovery,
             Call::NotAllowed | Call::Unknown => Operation::Other,
         }
     }
 
     fn side(&self) -> Side {
         match self {
-            Call::Token(_) | Call::IdentityToken => Side::Tokens,
+            Call::Token(_) | Call::IdentityToken | Call::Discovery => Side::Tokens,
             _ => Side::Vault,
         }
     }
@@ -451,7 +459,9 @@ impl<'a> Call<'a> {
             Call::Update(name, _) => (Right::Set, "update/action", Some(name)),
             Call::Delete(name) => (Right::Delete, "delete", Some(name)),
             Call::Recover(name) => (Right::Recover, "recover/action", Some(name)),
-            Call::Token(_) | Call::IdentityToken | Call::NotAllowed | Call::Unknown => return None,
+            Call::Token(_) | Call::IdentityToken | Call::Discovery | Call::NotAllowed | Call::Unknown => {
+                return None;
+            }
         })
     }
 }
@@ -466,6 +476,7 @@ impl Azure {
         let allowed = match call {
             Call::Token(tenant) => return state.directory.token(asked, tenant, &self.tenant),
             Call::IdentityToken => return state.directory.identity_token(asked, &self.tenant),
+            Call::Discovery => return entra::discovery(asked, &self.tenant),
             _ => self.admit(&state.directory, call, asked, fault),
         };
         let vault = &mut state.vault;
@@ -479,7 +490,9 @@ impl Azure {
             Call::GetDeleted(name) => vault.get_deleted(asked, name),
             Call::ListDeleted => vault.list_deleted(asked, fault),
             Call::Recover(name) => vault.recover(asked, name),
-            Call::Token(_) | Call::IdentityToken | Call::NotAllowed | Call::Unknown => Err(not_served(call)),
+            Call::Token(_) | Call::IdentityToken | Call::Discovery | Call::NotAllowed | Call::Unknown => {
+                Err(not_served(call))
+            }
         });
         reply.unwrap_or_else(|refusal| refusal)
     }

@@ -29,7 +29,7 @@ pub(super) const VAULT: &str = "https://vault.azure.net";
 const MANAGEMENT: &str = "https://management.azure.com";
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 /// How far clocks may be apart, in seconds.
-const SKEW: i64 = 300;
+const SKEW: f64 = 300.0;
 /// Entra's tokens last about an hour.
 const LIFETIME: Duration = Duration::from_secs(3599);
 
@@ -424,6 +424,16 @@ impl Directory {
     }
 }
 
+/// Where the tenant's endpoints are: Microsoft's libraries ask for this first.
+pub(super) fn discovery(asked: &Asked, tenant: &str) -> Reply {
+    let base = &asked.base;
+    Reply::ok(json!({
+        "issuer": format!("{base}/{tenant}/v2.0"),
+        "authorization_endpoint": format!("{base}/{tenant}/oauth2/v2.0/authorize"),
+        "token_endpoint": format!("{base}/{tenant}/oauth2/v2.0/token"),
+    }))
+}
+
 fn identity_refusal(error: &str, description: &str) -> Reply {
     Reply::json(StatusCode::BAD_REQUEST, json!({ "error": error, "error_description": description }))
 }
@@ -465,8 +475,9 @@ struct Claims {
     aud: String,
     iss: String,
     sub: String,
-    exp: i64,
-    nbf: Option<i64>,
+    /// RFC 7519 allows fractions of seconds, and Microsoft's library for Python writes them.
+    exp: f64,
+    nbf: Option<f64>,
     jti: Option<String>,
 }
 
@@ -516,7 +527,9 @@ fn check_assertion(
         let text = "Client assertion audience claim does not match Realm issuer.";
         return Err(Refusal::invalid_client(700_023, text));
     }
-    if claims.exp + SKEW <= now || claims.nbf.is_some_and(|begin| begin - SKEW > now) {
+    #[expect(clippy::cast_precision_loss, reason = "seconds of these millennia are exact")]
+    let moment = now as f64;
+    if claims.exp + SKEW <= moment || claims.nbf.is_some_and(|begin| begin - SKEW > moment) {
         return Err(Refusal::invalid_client(700_024, "Client assertion is not within its valid time range."));
     }
     // Entra does not remember them, so neither does this.

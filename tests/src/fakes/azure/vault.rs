@@ -21,7 +21,7 @@ const LARGEST_VALUE: usize = 25 * 1024;
 const MOST_TAGS: usize = 15;
 const RECOVERABLE_DAYS: i64 = 90;
 /// What `api-version` may be.
-const API_VERSIONS: [&str; 8] = ["7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "2025-07-01"];
+const API_VERSIONS: [&str; 9] = ["7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "2025-07-01", "2026-04-01"];
 
 /// What a version is made from.
 #[derive(Clone, Default)]

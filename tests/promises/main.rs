@@ -11,7 +11,7 @@ mod demo;
 mod dev_vault;
 mod discovery;
 mod documents;
-mod fakes;
+mod fake_azure;
 mod flipping;
 mod journal;
 mod mapping;

@@ -1,4 +1,4 @@
-//! The fakes refuse what the real services refuse: otherwise what is proven against them is worth nothing.
+//! The fake of Azure refuses what Azure refuses: otherwise what is proven against it is worth nothing.
 
 use std::time::Duration;
 

@@ -11,6 +11,7 @@ mod demo;
 mod dev_vault;
 mod discovery;
 mod documents;
+mod fakes;
 mod flipping;
 mod journal;
 mod mapping;

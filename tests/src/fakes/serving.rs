@@ -85,13 +85,10 @@ impl Bound {
                 let Ok((stream, _)) = accepted else { continue };
                 let (tls, router) = (self.tls.clone(), router.clone());
                 connections.spawn(async move {
-                    match tls {
-                        None => converse(stream, router).await,
-                        // A client that does not trust us is the client's matter.
-                        Some(tls) => match TlsAcceptor::from(tls).accept(stream).await {
-                            Ok(stream) => converse(stream, router).await,
-                            Err(_) => {}
-                        },
+                    let Some(tls) = tls else { return converse(stream, router).await };
+                    // A client that does not trust us is the client's matter.
+                    if let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await {
+                        converse(stream, router).await;
                     }
                 });
             }

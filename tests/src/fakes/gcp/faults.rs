@@ -96,10 +96,11 @@ pub(super) async fn instead(fault: Option<&Fault>) -> Option<Response> {
         Fault::Garbage => Some(requests::json_of(StatusCode::OK, Body::from(vec![0xfe; 512]))),
         Fault::Huge { bytes } => {
             const PIECE: usize = 64 * 1024;
-            let (whole, rest) = (bytes / PIECE, bytes % PIECE);
-            let pieces = std::iter::once("{\"padding\":\"".to_owned())
-                .chain(std::iter::repeat_n("x".repeat(PIECE), whole))
-                .chain([format!("{}\"}}", "x".repeat(rest))]);
+            let (begin, end) = ("{\"padding\":\"", "\"}");
+            let padding = bytes.saturating_sub(begin.len() + end.len());
+            let pieces = std::iter::once(begin.to_owned())
+                .chain(std::iter::repeat_n("x".repeat(PIECE), padding / PIECE))
+                .chain([format!("{}{end}", "x".repeat(padding % PIECE))]);
             let body = Body::from_stream(stream::iter(pieces.map(Ok::<_, std::convert::Infallible>)));
             Some(requests::json_of(StatusCode::OK, body))
         }

@@ -46,7 +46,6 @@ pub struct AwsRole {
 
 /// The request of a login, decoded.
 struct Signed {
-    method: String,
     url: url::Url,
     body: String,
     headers: Vec<(String, String)>,
@@ -97,8 +96,7 @@ impl Signed {
                 STANDARD.decode(given(name)?).map_err(|_| format!("failed to base64 decode {name}"))?;
             String::from_utf8(bytes).map_err(|_| format!("{name} is no text"))
         };
-        let method = given("iam_http_request_method")?.to_owned();
-        if method != "POST" {
+        if given("iam_http_request_method")? != "POST" {
             return Err("invalid iam_http_request_method; currently only 'POST' is supported".to_owned());
         }
         let url = decoded("iam_request_url")?;
@@ -132,7 +130,7 @@ impl Signed {
             flat.iter().find(|(name, _)| name.starts_with("x-amz-") && !AMZ_HEADERS.contains(&name.as_str()));
         match foreign {
             Some((name, _)) => Err(format!("invalid request header: {name}")),
-            None => Ok(Signed { method, url, body, headers: flat }),
+            None => Ok(Signed { url, body, headers: flat }),
         }
     }
 
@@ -172,7 +170,6 @@ impl Signed {
         let port = self.url.port().map(|port| format!(":{port}")).unwrap_or_default();
         let host = self.header("host").map(str::to_owned);
         let host = host.unwrap_or_else(|| format!("{}{port}", self.url.host_str().unwrap_or_default()));
-        debug_assert_eq!(self.method, "POST");
         let answer = request.header("host", host).send().await;
         let answer = answer.map_err(|_| "error making upstream request: STS is not there".to_owned())?;
         let status = answer.status().as_u16();

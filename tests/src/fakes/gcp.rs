@@ -14,6 +14,7 @@ mod requests;
 mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,13 +50,22 @@ pub struct Gcp {
 }
 
 /// A service account and one of its keys.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AccountKey {
     /// The account's e-mail address.
     pub email: String,
     /// The key, to sign with it what Google's libraries would not.
     pub key: SigningKey,
     json: String,
+}
+
+impl fmt::Debug for AccountKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccountKey")
+            .field("email", &self.email)
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
 }
 
 impl AccountKey {

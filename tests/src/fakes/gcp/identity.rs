@@ -14,6 +14,10 @@ use crate::fakes::clock::seconds;
 use crate::fakes::keys::{SigningKey, claimed_key, has_audience, random_hex};
 
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+/// Enough to get tokens of others; Google's libraries ask for it when a workload takes over an account.
+const IAM_SCOPE: &str = "https://www.googleapis.com/auth/iam";
+/// What Google's libraries put into an assertion, even if the file names another `token_uri`.
+const TOKEN_AUDIENCE: &str = "https://oauth2.googleapis.com/token";
 /// The most that a service account's own token may be valid for.
 const LONGEST_SECONDS: i64 = 3600;
 /// How far a client's clock may be ahead.
@@ -54,21 +58,27 @@ pub(super) struct Grant {
     scoped: Scoped,
 }
 
-/// Whether a token was issued for Google Cloud, or for something smaller.
+/// Whether a token was issued for all of Google Cloud, or for something smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scoped {
     Cloud,
+    Iam,
     Elsewhere,
 }
 
 impl Scoped {
     fn of(scopes: &str) -> Scoped {
-        if scopes.split([' ', ',']).any(|scope| scope == SCOPE) { Scoped::Cloud } else { Scoped::Elsewhere }
+        let has = |wanted: &str| scopes.split([' ', ',']).any(|scope| scope == wanted);
+        match (has(SCOPE), has(IAM_SCOPE)) {
+            (true, _) => Scoped::Cloud,
+            (false, true) => Scoped::Iam,
+            (false, false) => Scoped::Elsewhere,
+        }
     }
 }
 
 impl Cloud {
-    /// Who calls Secret Manager.
+    /// Who calls.
     pub(super) fn authenticate(&self, call: &Call) -> Result<String, Refusal> {
         let Some(bearer) = call.bearer() else {
             let message = "Request is missing required authentication credential. Expected OAuth 2 access token, login \
@@ -82,7 +92,12 @@ impl Cloud {
             self.granted(bearer)
         };
         let grant = grant.ok_or_else(Refusal::unauthenticated)?;
-        if grant.scoped == Scoped::Elsewhere {
+        let enough = match grant.scoped {
+            Scoped::Cloud => true,
+            Scoped::Iam => call.operation == Operation::GenerateAccessToken,
+            Scoped::Elsewhere => false,
+        };
+        if !enough {
             return Err(Refusal::denied("Request had insufficient authentication scopes."));
         }
         Ok(grant.principal)
@@ -163,7 +178,7 @@ impl Cloud {
         if claims["iss"] != email {
             return oauth_error("invalid_grant", "Invalid grant: account not found");
         }
-        if !has_audience(&claims, &[&format!("{}/token", self.url)]) {
+        if !has_audience(&claims, &[&format!("{}/token", self.url), TOKEN_AUDIENCE]) {
             return oauth_error("invalid_grant", "Invalid JWT: Failed audience check.");
         }
         if self.timely(&claims).is_none() {
@@ -318,6 +333,11 @@ impl Cloud {
                 }
                 None => html(StatusCode::BAD_REQUEST, "non-empty audience parameter required"),
             },
+            (_, "") if call.query("recursive") == Some("true") => {
+                let body = json!({ "aliases": ["default"], "email": account, "scopes": [SCOPE] });
+                requests::answer(200, &body)
+            }
+            (_, "") => text(StatusCode::OK, "aliases\nemail\nidentity\nscopes\ntoken\n"),
             (_, "email") => text(StatusCode::OK, account),
             (_, "scopes") => text(StatusCode::OK, &format!("{SCOPE}\n")),
             _ => html(StatusCode::NOT_FOUND, "The requested URL was not found on this server."),

@@ -49,9 +49,9 @@ pub(super) struct Secret {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
-    Enabled,
-    Disabled,
-    Destroyed,
+    Enabled = 1,
+    Disabled = 2,
+    Destroyed = 3,
 }
 
 impl Status {
@@ -60,6 +60,15 @@ impl Status {
             Status::Enabled => "ENABLED",
             Status::Disabled => "DISABLED",
             Status::Destroyed => "DESTROYED",
+        }
+    }
+
+    /// Google's libraries ask for the numbers of the protocol buffer instead of names.
+    fn json(self, call: &Call) -> Value {
+        if call.query("$alt").is_some_and(|alt| alt.contains("enum-encoding=int")) {
+            json!(self as u8)
+        } else {
+            json!(self.name())
         }
     }
 }
@@ -263,11 +272,11 @@ impl Version {
         true
     }
 
-    fn json(&self, id: &Id, number: usize) -> Value {
+    fn json(&self, id: &Id, number: usize, call: &Call) -> Value {
         let mut json = json!({
             "name": format!("{}/versions/{number}", id.resource()),
             "createTime": format!("{:.6}", self.created),
-            "state": self.status.name(),
+            "state": self.status.json(call),
             "etag": self.etag,
         });
         if id.location.is_none() {
@@ -460,7 +469,7 @@ impl Secret {
         }
         self.versions.push(Version { checked: checksum.is_some(), ..Version::new(bytes, now) });
         let number = self.versions.len();
-        Ok(self.versions[number - 1].json(id, number))
+        Ok(self.versions[number - 1].json(id, number, call))
     }
 
     fn list_versions(
@@ -473,7 +482,7 @@ impl Secret {
         let mut found = Vec::new();
         for (version, number) in self.versions.iter().zip(1_usize..) {
             if filtered(call, |field| (field == "state").then(|| Some(version.status.name().to_owned())))? {
-                found.push((number as u64, version.json(id, number)));
+                found.push((number as u64, version.json(id, number, call)));
             }
         }
         page("versions", found, call, most, fault)
@@ -508,7 +517,7 @@ impl Secret {
             Refusal::precondition(format!("Secret Version [{name}] is in {} state.", status.name()))
         };
         let status = match operation {
-            Operation::GetVersion => return Ok(version.json(id, number)),
+            Operation::GetVersion => return Ok(version.json(id, number, call)),
             Operation::AccessVersion if version.status != Status::Enabled => {
                 return Err(inactive(version.status));
             }
@@ -527,7 +536,7 @@ impl Secret {
         if !version.set(status, now) {
             return Err(inactive(Status::Destroyed));
         }
-        Ok(version.json(id, number))
+        Ok(version.json(id, number, call))
     }
 }
 

@@ -12,6 +12,7 @@ mod dev_vault;
 mod discovery;
 mod documents;
 mod fake_azure;
+mod fake_gcp;
 mod flipping;
 mod journal;
 mod mapping;

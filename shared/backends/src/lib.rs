@@ -7,6 +7,7 @@
 pub mod background;
 pub mod coalesce;
 pub mod connection;
+pub mod egress;
 pub mod error;
 pub mod guard;
 mod http;
@@ -28,8 +29,11 @@ use tokio::time::Instant;
 
 use crate::survey::{Calls, Found, Step};
 
+pub use crate::egress::Egress;
 pub use crate::error::{BackendError, Class};
-pub use crate::vault::{VaultBackend, vault_client};
+pub use crate::http::client;
+pub use crate::tls::Trust;
+pub use crate::vault::{VaultBackend, check_vault_trust, vault_client};
 pub use scaivault_domain::lease::Material;
 
 /// A short-lived credential for a backend, ready to be used.
@@ -157,10 +161,11 @@ impl Backend {
     /// Prepares the connections to a store; calls nobody yet.
     ///
     /// # Errors
-    /// `InvalidConfig`, if a certificate or header of the target is unusable.
-    pub fn connect(target: &Target) -> Result<Backend, BackendError> {
+    /// `InvalidConfig`, if a certificate or header of the target is unusable; `EndpointRefused`, if `egress` refuses its
+    /// address.
+    pub fn connect(target: &Target, egress: &Egress) -> Result<Backend, BackendError> {
         match target {
-            Target::HashicorpVault(target) => VaultBackend::connect(target).map(Backend::Vault),
+            Target::HashicorpVault(target) => VaultBackend::connect(target, egress).map(Backend::Vault),
         }
     }
 }

@@ -12,7 +12,8 @@ use rustls_platform_verifier::Verifier;
 use crate::error::BackendError;
 
 /// Which certificates a server may show.
-pub(crate) enum Trust<'a> {
+#[derive(Clone, Copy, Debug)]
+pub enum Trust<'a> {
     /// Those that the system trusts.
     System,
     /// Those that chain to these PEM certificates, and no others.

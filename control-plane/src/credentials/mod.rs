@@ -11,8 +11,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use scaivault_backends::Lease;
 use scaivault_backends::connection::Leases;
+use scaivault_backends::{Egress, Lease};
 use scaivault_domain::audit::{Action, AuditRow};
 use scaivault_domain::backend::Provider;
 use scaivault_domain::lease::{LeaseKey, Material};
@@ -117,6 +117,7 @@ pub struct Credentials {
     audit: Arc<Audit>,
     logins: Mutex<HashMap<(LeaseKey, Holder), Arc<Login>>>,
     nudge: watch::Sender<u64>,
+    egress: Egress,
     me: Weak<Credentials>,
 }
 
@@ -127,12 +128,14 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Logins with the credentials in `records`. `nudge` is moved whenever a lease for nodes has changed.
+    /// Logins with the credentials in `records`, to where `egress` lets them lead. `nudge` is moved whenever a lease for
+    /// nodes has changed.
     pub fn new(
         records: Records,
         configurations: Arc<Configurations>,
         audit: Arc<Audit>,
         nudge: watch::Sender<u64>,
+        egress: Egress,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Credentials {
             records,
@@ -140,6 +143,7 @@ impl Credentials {
             audit,
             logins: Mutex::default(),
             nudge,
+            egress,
             me: me.clone(),
         })
     }
@@ -223,7 +227,7 @@ impl Credentials {
         logins.retain(|(key, _), login| {
             let keep = key.tenant != *tenant || kept(key);
             if !keep && let State::Held(held) = login.state.send_replace(State::Empty) {
-                revoke_later(login.clone(), held, Duration::ZERO);
+                revoke_later(login.clone(), held, Duration::ZERO, &self.egress);
             }
             keep
         });
@@ -246,7 +250,7 @@ impl Credentials {
         if let Some(before) = logins.insert((key.clone(), holder), login.clone())
             && let State::Held(held) = before.state.send_replace(State::Empty)
         {
-            revoke_later(before, held, GRACE);
+            revoke_later(before, held, GRACE, &self.egress);
         }
         login
     }
@@ -289,13 +293,13 @@ impl Credentials {
                 let held = Arc::new(hold(issued));
                 let before = login.state.send_replace(State::Held(held.clone()));
                 if let State::Held(before) = before {
-                    revoke_later(login.clone(), before, GRACE);
+                    revoke_later(login.clone(), before, GRACE, &self.egress);
                 }
                 if self.is_current(login) {
                     self.renew_later(login, &held);
                 } else {
                     // The backend went, or changed, while the login was under way.
-                    revoke_later(login.clone(), held.clone(), GRACE);
+                    revoke_later(login.clone(), held.clone(), GRACE, &self.egress);
                 }
                 Ok(held)
             }
@@ -316,7 +320,7 @@ impl Credentials {
             match &login.provider {
                 Provider::HashicorpVault { target, login: how } => {
                     let credential = vault::Credential::parse(how.method, &value)?;
-                    vault::log_in(target, how, credential, login.holder).await
+                    vault::log_in(target, how, credential, login.holder, &self.egress).await
                 }
             }
         };
@@ -333,7 +337,7 @@ impl Credentials {
             (Ok(()), outcome) => outcome,
             (Err(error), Ok(issued)) => {
                 // A login that is not written down is not used.
-                revoke_later(login.clone(), Arc::new(hold(issued)), Duration::ZERO);
+                revoke_later(login.clone(), Arc::new(hold(issued)), Duration::ZERO, &self.egress);
                 Err(error)
             }
             (Err(error), Err(_)) => Err(error),
@@ -358,7 +362,9 @@ impl Credentials {
     async fn renew(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>) {
         if held.renewal == Renewal::Renew {
             let renewed = match &login.provider {
-                Provider::HashicorpVault { target, .. } => vault::renew(target, &held.lease.material).await,
+                Provider::HashicorpVault { target, .. } => {
+                    vault::renew(target, &held.lease.material, &self.egress).await
+                }
             };
             // Towards the longest life that a backend allows, renewals give less and less; then a login is better.
             if let Ok(Some(ttl)) = renewed
@@ -382,9 +388,9 @@ impl Credentials {
                 Ok(issued) => {
                     let next = Arc::new(hold(issued));
                     if self.replace(login, held, &next).await {
-                        revoke_later(login.clone(), held.clone(), GRACE);
+                        revoke_later(login.clone(), held.clone(), GRACE, &self.egress);
                     } else {
-                        revoke_later(login.clone(), next, Duration::ZERO);
+                        revoke_later(login.clone(), next, Duration::ZERO, &self.egress);
                     }
                 }
                 Err(error) => {
@@ -454,15 +460,18 @@ fn hold(issued: Issued) -> Held {
     Held { lease: Arc::new(lease), ttl, renewal: issued.renewal, revocation: issued.revocation }
 }
 
-fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration) {
+fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration, egress: &Egress) {
     if held.revocation == Revocation::Leave {
         return;
     }
+    let egress = egress.clone();
     tokio::spawn(async move {
         tokio::time::sleep(after).await;
         match &login.provider {
             // Best effort: what cannot be revoked ends by itself.
-            Provider::HashicorpVault { target, .. } => vault::revoke(target, &held.lease.material).await,
+            Provider::HashicorpVault { target, .. } => {
+                vault::revoke(target, &held.lease.material, &egress).await;
+            }
         }
     });
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use scaivault_backends::{BackendError, Egress};
 use scaivault_domain::access::{Administer, Authorized, Caller, Capability, Scope};
 use scaivault_domain::audit::{Action, AuditRow, Origin};
 use scaivault_domain::backend::{BackendId, BackendSpec};
@@ -26,7 +27,7 @@ use crate::sync::{Leaving, Losing, Reconfiguration, Syncs};
 const NAMED: usize = 10;
 
 /// What the operator allows in backend configurations.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Endpoints without TLS.
     pub plaintext: bool,
@@ -34,11 +35,18 @@ pub struct Limits {
     pub unverified_tls: bool,
     /// The shortest period of a sync.
     pub sync_interval: Duration,
+    /// Where backends may be.
+    pub egress: Egress,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { plaintext: false, unverified_tls: false, sync_interval: MIN_INTERVAL }
+        Limits {
+            plaintext: false,
+            unverified_tls: false,
+            sync_interval: MIN_INTERVAL,
+            egress: Egress::default(),
+        }
     }
 }
 
@@ -145,6 +153,7 @@ impl Federation {
             spec.sync.check(spec.mode, spec.mapping.rules(), self.limits.sync_interval)?;
             check_against_others(&configuration, id, &spec)?;
             if old.is_none_or(|old| old.provider != spec.provider) {
+                self.check_egress(&spec).await?;
                 self.credentials.check(tenant, &spec.provider).await?;
             }
             if consent.covered == Covered::Refused && old.is_none_or(|old| old.mapping != spec.mapping) {
@@ -246,6 +255,20 @@ impl Federation {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses an endpoint that could not be connected to anyway. Asked after the rights: it looks names up.
+    async fn check_egress(&self, spec: &BackendSpec) -> Result<(), Error> {
+        let Err(error) = self.limits.egress.check_resolved(spec.provider.target().endpoint()).await else {
+            return Ok(());
+        };
+        let BackendError::EndpointRefused(what) = &error else { return Err(error.into()) };
+        let detail = format!("is, or leads to, {what}, which the operator does not allow");
+        let refused = Error::field(Reason::InvalidConfig, "/config/endpoint", detail);
+        Err(match error.hint() {
+            Some(hint) => refused.next(hint),
+            None => refused,
+        })
     }
 
     /// Refuses a mapping that would hide local secrets which no mapping hid before.

@@ -62,7 +62,8 @@ pub(crate) struct Http {
 }
 
 /// A client that sends a credential nowhere but to `endpoint`, and connects to no address that `egress` refuses. For
-/// adapters, logins and the token endpoints of providers. It is for URLs of this endpoint: other names do not resolve.
+/// adapters, logins and the token endpoints of providers. It is for URLs that begin
+/// with this endpoint: other names do not resolve, but an address in a URL that a server sent would be connected to.
 ///
 /// # Errors
 /// `EndpointRefused`, if the endpoint is an address that `egress` refuses; `InvalidConfig`, if the certificates of

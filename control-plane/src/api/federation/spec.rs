@@ -158,7 +158,7 @@ fn parse_provider(config: Option<Config>) -> Result<Provider, Error> {
         kv: kv.transpose()?,
     };
     // Certificates that cannot be used are an error now, not at the first read.
-    scaivault_backends::vault_client(&target)
+    scaivault_backends::check_vault_trust(&target)
         .map_err(|_| invalid("ca_cert", "has no certificate in PEM that can be used"))?;
     let login = VaultLogin {
         method,

@@ -281,8 +281,8 @@ async fn request(form: &str, port: u16, egress: &Egress) -> Option<Result<(), Ba
     })
 }
 
-/// Nobody answers; it is enough that a connection comes.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// For a connection that should not have come about: nobody answers.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn allowing(entries: &[&str]) -> Policy {
     let entries: Vec<String> = entries.iter().map(|&entry| entry.to_owned()).collect();
@@ -315,14 +315,22 @@ async fn no_spelling_of_an_endpoint_reaches_a_refused_address() {
     println!("{} forms: {refused} refused, {no_endpoints} no endpoint", forms.len());
 }
 
+/// Whether a request to `form` comes to `server`; it is over then.
+async fn arrives(form: &str, server: &tokio::net::TcpListener, egress: &Egress) -> bool {
+    let port = server.local_addr().expect("it is bound").port();
+    tokio::select! {
+        accepted = server.accept() => accepted.is_ok(),
+        _ = request(form, port, egress) => false,
+    }
+}
+
 #[tokio::test]
 async fn the_spellings_do_lead_there_where_the_operator_allows_it() {
-    let server = Forbidden::start();
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let names = Names::leading(&[&["127.0.0.1"]]);
     let egress = Egress::with_names(allowing(&["0.0.0.0/0"]), names);
     for form in REACHING {
-        request(form, server.port(), &egress).await;
-        assert!(server.connections() > 0, "{form} tests nothing");
+        assert!(arrives(form, &server, &egress).await, "{form} tests nothing");
     }
 }
 
@@ -353,12 +361,12 @@ async fn a_name_that_changes_its_answer_gains_nothing() {
 
 #[tokio::test]
 async fn what_was_checked_is_what_is_connected_to() {
-    let server = Forbidden::start();
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     // Were it asked again, it would lead to where nothing may.
     let names = Names::leading(&[&["127.0.0.1"], &["169.254.169.254"]]);
     let egress = Egress::with_names(Policy::default().with_loopback(), names.clone());
-    request("http://vault.example:{P}", server.port(), &egress).await;
-    assert_eq!((server.connections(), names.asked()), (1, 1));
+    assert!(arrives("http://vault.example:{P}", &server, &egress).await);
+    assert_eq!(names.asked(), 1);
 }
 
 #[tokio::test]

@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rand::RngExt as _;
 use reqwest::header::HeaderMap;
+use scaivault_domain::backend::VaultTarget;
 
 use super::*;
 use crate::error::Class;
-use crate::{Trust, client};
+use crate::guard::{BreakerState, Guard, Limits, Retry};
+use crate::testing::lease;
+use crate::{SecretBackend as _, Trust, VaultBackend, client};
 
 /// Ways to write an address of the own machine that reach a listener on 127.0.0.1. `{P}` is its port.
 const REACHING: &[&str] = &[
@@ -402,6 +405,28 @@ fn a_refusal_tells_what_to_do_and_is_no_outage() {
     assert!(!error.is_outage() && error.is_refusal());
     assert!(error.to_string().contains("a link-local address"));
     assert!(error.hint().unwrap().contains("--egress-allow"));
+}
+
+#[tokio::test]
+async fn a_refused_endpoint_is_neither_tried_again_nor_given_up() {
+    let names = Names::leading(&[&["127.0.0.1"]]);
+    let egress = Egress::with_names(Policy::default(), names.clone());
+    let target = VaultTarget {
+        endpoint: Endpoint::parse("http://vault.example:1").unwrap(),
+        namespace: None,
+        ca_cert: None,
+        tls_verify: true,
+        kv: None,
+    };
+    let vault = VaultBackend::connect(&target, &egress).unwrap();
+    let guard = Guard::new(Limits::default());
+    for _ in 0..20 {
+        let probed = guard.call(Retry::PROXIED_READ, PATIENCE, async || vault.probe(&lease("t")).await).await;
+        assert_eq!(probed, Err(Refusal::Loopback.into()));
+    }
+    assert_eq!((guard.state(), names.asked()), (BreakerState::Closed, 20));
+    let literal = VaultTarget { endpoint: Endpoint::parse("http://127.1").unwrap(), ..target };
+    assert_eq!(VaultBackend::connect(&literal, &egress).err(), Some(Refusal::Loopback.into()));
 }
 
 fn check(policy: &Policy, host: &str, ip: &str, port: u16) -> Result<(), Refusal> {

@@ -12,7 +12,7 @@
 //! * A host that is an address never reaches a resolver. The connector takes it as it is, so it is checked when a
 //!   client is made ([`Egress::check_endpoint`]), by the same test that the connector makes.
 //! * Any other host, `localhost` and names with a dot at the end included, goes to the [`Resolve`] of
-//!   [`Egress::resolver`]. What that gives is what is connected to: nothing is looked up twice.
+//!   a client. What that gives is what is connected to: nothing is looked up twice.
 //! * A client has no proxy and follows no redirect (see `http`), and its resolver knows the endpoint's host only.
 
 use std::error::Error;

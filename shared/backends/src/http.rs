@@ -10,6 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
+use rustls::ClientConfig;
 use scaivault_domain::backend::Endpoint;
 use scaivault_domain::time::Timestamp;
 use scaivault_telemetry::trace::inject;
@@ -61,6 +62,12 @@ pub(crate) struct Http {
     base: String,
 }
 
+/// The TLS side of a client for `endpoint`.
+pub(crate) fn tls_config(endpoint: &Endpoint, trust: Trust<'_>) -> Result<ClientConfig, BackendError> {
+    // Without TLS there is nothing to verify, and perhaps no system roots either.
+    client_config(if endpoint.is_https() { trust } else { Trust::Anything })
+}
+
 /// A client that sends a credential nowhere but to `endpoint`, and connects to no address that `egress` refuses. For
 /// adapters, logins and the token endpoints of providers. It is for URLs that begin
 /// with this endpoint: other names do not resolve, but an address in a URL that a server sent would be connected to.
@@ -76,10 +83,8 @@ pub fn client(
     egress: &Egress,
 ) -> Result<Client, BackendError> {
     egress.check_endpoint(endpoint)?;
-    // Without TLS there is nothing to verify, and perhaps no system roots either.
-    let trust = if endpoint.is_https() { trust } else { Trust::Anything };
     Client::builder()
-        .tls_backend_preconfigured(client_config(trust)?)
+        .tls_backend_preconfigured(tls_config(endpoint, trust)?)
         .redirect(Policy::none())
         .no_proxy()
         .dns_resolver(egress.resolver(endpoint)?)

@@ -26,10 +26,10 @@ use tokio::time::Instant;
 
 use crate::egress::Egress;
 use crate::error::BackendError;
-use crate::http::{Answer, Http, client, encode, encode_path};
+use crate::http::{Answer, Http, client, encode, encode_path, tls_config};
 use crate::mount::{Folder, Mount, literal_part};
 use crate::survey::{Calls, Found, Step, Way};
-use crate::tls::{Trust, client_config};
+use crate::tls::Trust;
 use crate::{
     EntryKind, Lease, Material, Page, PageToken, RemoteEntry, RemoteSecret, RemoteVersion, SecretBackend,
 };
@@ -153,7 +153,7 @@ pub fn vault_client(target: &VaultTarget, egress: &Egress) -> Result<reqwest::Cl
 /// # Errors
 /// `InvalidConfig`.
 pub fn check_vault_trust(target: &VaultTarget) -> Result<(), BackendError> {
-    client_config(trust(target)).map(drop)
+    tls_config(&target.endpoint, trust(target)).map(drop)
 }
 
 fn trust(target: &VaultTarget) -> Trust<'_> {

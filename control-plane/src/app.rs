@@ -109,8 +109,15 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     ));
     let configurations = Arc::new(Configurations::new(records.clone()));
     let nudge = watch::Sender::new(0);
-    let credentials = Credentials::new(records.clone(), configurations.clone(), audit.clone(), nudge.clone());
-    let connections = Arc::new(Connections::new(OwnLeases(credentials.clone())));
+    let credentials = Credentials::new(
+        records.clone(),
+        configurations.clone(),
+        audit.clone(),
+        nudge.clone(),
+        config.limits.egress.clone(),
+    );
+    let connections =
+        Arc::new(Connections::new(OwnLeases(credentials.clone()), config.limits.egress.clone()));
     let states = Arc::new(SyncStates::new(records.clone()));
     let copies = Arc::new(Copies::new(records.clone(), states.clone(), clock.clone()));
     let refresher =

@@ -123,7 +123,7 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
             }
         }
     }));
-    let connections = Arc::new(Connections::new(known.clone()));
+    let connections = Arc::new(Connections::new(known.clone(), config.egress));
     needed.get_or_init(|| Arc::downgrade(&connections));
     let reader =
         Arc::new(Reader::new(known.clone(), connections, journal.clone(), clock.clone(), metrics.clone()));

@@ -12,8 +12,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use scaivault_backends::Lease;
 use scaivault_backends::connection::Leases;
+use scaivault_backends::{Egress, Lease};
 use scaivault_domain::audit::{Action, AuditRow};
 use scaivault_domain::backend::Provider;
 use scaivault_domain::lease::{LeaseKey, Material};
@@ -118,6 +118,7 @@ pub struct Credentials {
     audit: Arc<Audit>,
     logins: Mutex<HashMap<(LeaseKey, Holder), Arc<Login>>>,
     nudge: watch::Sender<u64>,
+    egress: Egress,
     me: Weak<Credentials>,
 }
 
@@ -128,12 +129,14 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Logins with the credentials in `records`. `nudge` is moved whenever a lease for nodes has changed.
+    /// Logins with the credentials in `records`, to where `egress` lets them lead. `nudge` is moved whenever a lease for
+    /// nodes has changed.
     pub fn new(
         records: Records,
         configurations: Arc<Configurations>,
         audit: Arc<Audit>,
         nudge: watch::Sender<u64>,
+        egress: Egress,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Credentials {
             records,
@@ -141,6 +144,7 @@ impl Credentials {
             audit,
             logins: Mutex::default(),
             nudge,
+            egress,
             me: me.clone(),
         })
     }
@@ -225,7 +229,7 @@ impl Credentials {
         logins.retain(|(key, _), login| {
             let keep = key.tenant != *tenant || kept(key);
             if !keep && let State::Held(held) = login.state.send_replace(State::Empty) {
-                revoke_later(login.clone(), held, Duration::ZERO);
+                revoke_later(login.clone(), held, Duration::ZERO, &self.egress);
             }
             keep
         });
@@ -248,7 +252,7 @@ impl Credentials {
         if let Some(before) = logins.insert((key.clone(), holder), login.clone())
             && let State::Held(held) = before.state.send_replace(State::Empty)
         {
-            revoke_later(before, held, GRACE);
+            revoke_later(before, held, GRACE, &self.egress);
         }
         login
     }
@@ -291,13 +295,13 @@ impl Credentials {
                 let held = Arc::new(hold(issued));
                 let before = login.state.send_replace(State::Held(held.clone()));
                 if let State::Held(before) = before {
-                    revoke_later(login.clone(), before, GRACE);
+                    revoke_later(login.clone(), before, GRACE, &self.egress);
                 }
                 if self.is_current(login) {
                     self.renew_later(login, &held);
                 } else {
                     // The backend went, or changed, while the login was under way.
-                    revoke_later(login.clone(), held.clone(), GRACE);
+                    revoke_later(login.clone(), held.clone(), GRACE, &self.egress);
                 }
                 Ok(held)
             }
@@ -318,7 +322,7 @@ impl Credentials {
                 Some(path) => Some(self.read(tenant, &login.provider, path).await?),
                 None => None,
             };
-            login::log_in(&login.provider, credential.as_ref(), login.holder).await
+            login::log_in(&login.provider, credential.as_ref(), login.holder, &self.egress).await
         };
         let outcome = tokio::time::timeout(LOGIN_TIMEOUT, attempt).await.unwrap_or_else(|_| {
             Err(Error::new(Reason::BackendTimeout, "the backend did not answer the login in time"))
@@ -333,7 +337,7 @@ impl Credentials {
             (Ok(()), outcome) => outcome,
             (Err(error), Ok(issued)) => {
                 // A login that is not written down is not used.
-                revoke_later(login.clone(), Arc::new(hold(issued)), Duration::ZERO);
+                revoke_later(login.clone(), Arc::new(hold(issued)), Duration::ZERO, &self.egress);
                 Err(error)
             }
             (Err(error), Err(_)) => Err(error),
@@ -357,7 +361,7 @@ impl Credentials {
 
     async fn renew(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>) {
         if held.renewal == Renewal::Renew {
-            let renewed = login::renew(&login.provider, &held.lease.material).await;
+            let renewed = login::renew(&login.provider, &held.lease.material, &self.egress).await;
             // Towards the longest life that a backend allows, renewals give less and less; then a login is better.
             if let Ok(Some(ttl)) = renewed
                 && held.ttl.is_some_and(|first| ttl >= first / 2)
@@ -380,9 +384,9 @@ impl Credentials {
                 Ok(issued) => {
                     let next = Arc::new(hold(issued));
                     if self.replace(login, held, &next).await {
-                        revoke_later(login.clone(), held.clone(), GRACE);
+                        revoke_later(login.clone(), held.clone(), GRACE, &self.egress);
                     } else {
-                        revoke_later(login.clone(), next, Duration::ZERO);
+                        revoke_later(login.clone(), next, Duration::ZERO, &self.egress);
                     }
                 }
                 Err(error) => {
@@ -452,14 +456,15 @@ fn hold(issued: Issued) -> Held {
     Held { lease: Arc::new(lease), ttl, renewal: issued.renewal, revocation: issued.revocation }
 }
 
-fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration) {
+fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration, egress: &Egress) {
     if held.revocation == Revocation::Leave {
         return;
     }
+    let egress = egress.clone();
     tokio::spawn(async move {
         tokio::time::sleep(after).await;
         // Best effort: what cannot be revoked ends by itself.
-        login::revoke(&login.provider, &held.lease.material).await;
+        login::revoke(&login.provider, &held.lease.material, &egress).await;
     });
 }
 

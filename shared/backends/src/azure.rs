@@ -15,7 +15,7 @@ impl AzureBackend {
     ///
     /// # Errors
     /// None.
-    pub fn connect(_target: &AzureTarget) -> Result<Self, BackendError> {
+    pub fn connect(_target: &AzureTarget, _egress: &crate::Egress) -> Result<Self, BackendError> {
         Ok(AzureBackend {})
     }
 }

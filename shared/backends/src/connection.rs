@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::background::{Background, Failed};
 use crate::coalesce::Coalescer;
+use crate::egress::Egress;
 use crate::guard::{Guard, Limits, Retry};
 use crate::{Backend, BackendError, Lease, Page, PageToken, RemoteSecret, RemoteVersion, SecretBackend as _};
 
@@ -257,19 +258,20 @@ impl Effort {
 #[derive(Debug)]
 pub struct Connections<L> {
     leases: Arc<L>,
+    egress: Egress,
     open: Mutex<HashMap<LeaseKey, Arc<Connection<L>>>>,
 }
 
 impl<L: Leases> Connections<L> {
-    /// No connections yet; leases come from `leases`.
-    pub fn new(leases: Arc<L>) -> Self {
-        Connections { leases, open: Mutex::default() }
+    /// No connections yet; leases come from `leases`, and `egress` says where connections may lead.
+    pub fn new(leases: Arc<L>, egress: Egress) -> Self {
+        Connections { leases, egress, open: Mutex::default() }
     }
 
     /// The connection to `backend`; a new one if its target has changed.
     ///
     /// # Errors
-    /// `backend_invalid_answer` if the target's certificates are unusable.
+    /// `backend_invalid_answer` if the target's certificates are unusable or its address is refused.
     pub fn of(&self, tenant: &TenantId, backend: &BackendView) -> Result<Arc<Connection<L>>, Error> {
         let key = LeaseKey { tenant: tenant.clone(), backend: backend.id.clone() };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -278,7 +280,8 @@ impl<L: Leases> Connections<L> {
         {
             return Ok(connection.clone());
         }
-        let adapter = Backend::connect(&backend.target).map_err(|error| named(error, &backend.name))?;
+        let adapter = Backend::connect(&backend.target, &self.egress);
+        let adapter = adapter.map_err(|error| named(error, &backend.name))?;
         let connection = Arc::new(Connection {
             key: key.clone(),
             name: backend.name.clone(),

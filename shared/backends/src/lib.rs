@@ -9,6 +9,7 @@ mod azure;
 pub mod background;
 pub mod coalesce;
 pub mod connection;
+pub mod egress;
 pub mod error;
 mod gcp;
 pub mod guard;
@@ -33,8 +34,10 @@ use crate::survey::{Calls, Found, Step};
 
 pub use crate::aws::AwsBackend;
 pub use crate::azure::AzureBackend;
+pub use crate::egress::Egress;
 pub use crate::error::{BackendError, Class};
 pub use crate::gcp::GcpBackend;
+pub use crate::http::client;
 pub use crate::vault::{VaultBackend, vault_client};
 pub use scaivault_domain::lease::Material;
 
@@ -284,13 +287,14 @@ impl Backend {
     /// Prepares the connections to a store; calls nobody yet.
     ///
     /// # Errors
-    /// `InvalidConfig`, if a certificate or header of the target is unusable.
-    pub fn connect(target: &Target) -> Result<Backend, BackendError> {
+    /// `InvalidConfig`, if a certificate or header of the target is unusable; `EndpointRefused`, if `egress` refuses its
+    /// address.
+    pub fn connect(target: &Target, egress: &Egress) -> Result<Backend, BackendError> {
         match target {
-            Target::HashicorpVault(target) => VaultBackend::connect(target).map(Backend::Vault),
-            Target::AwsSecretsManager(target) => AwsBackend::connect(target).map(Backend::Aws),
-            Target::AzureKeyVault(target) => AzureBackend::connect(target).map(Backend::Azure),
-            Target::GoogleSecretManager(target) => GcpBackend::connect(target).map(Backend::Gcp),
+            Target::HashicorpVault(target) => VaultBackend::connect(target, egress).map(Backend::Vault),
+            Target::AwsSecretsManager(target) => AwsBackend::connect(target, egress).map(Backend::Aws),
+            Target::AzureKeyVault(target) => AzureBackend::connect(target, egress).map(Backend::Azure),
+            Target::GoogleSecretManager(target) => GcpBackend::connect(target, egress).map(Backend::Gcp),
         }
     }
 }

@@ -13,7 +13,7 @@ use scaivault_domain::view::BackendView;
 
 use super::*;
 use crate::connection::Connections;
-use crate::testing::{Reply, Server, json, lease, with_header};
+use crate::testing::{Reply, Server, egress, json, lease, with_header};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const LOOKUP: &str = "/v1/auth/token/lookup-self";
@@ -60,7 +60,8 @@ fn run<L: Leases>(server: &Server, leases: L) -> Background<L> {
         timeout: TIMEOUT,
     };
     let tenant = TenantId::parse("acme").expect("a tenant");
-    let connection = Connections::new(Arc::new(leases)).of(&tenant, &backend).expect("a connection");
+    let connection =
+        Connections::new(Arc::new(leases), egress()).of(&tenant, &backend).expect("a connection");
     connection.background(TIMEOUT)
 }
 

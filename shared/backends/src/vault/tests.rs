@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::coalesce::Coalescer;
 use crate::guard::{Guard, Limits, Retry};
-use crate::testing::{Reply, Server, json, lease, with_header};
+use crate::testing::{Reply, Server, egress, json, lease, with_header};
 
 pub(super) const MOUNTS: &str = "/v1/sys/internal/ui/mounts/";
 pub(super) const LOOKUP: &str = "/v1/auth/token/lookup-self";
@@ -27,7 +27,7 @@ pub(super) fn name(text: &str) -> RemoteName {
 }
 
 pub(super) fn vault(target: &VaultTarget) -> VaultBackend {
-    VaultBackend::connect(target).expect("a usable target")
+    VaultBackend::connect(target, &egress()).expect("a usable target")
 }
 
 /// A server with a version 2 mount `kv`, and what it says otherwise.
@@ -477,5 +477,5 @@ async fn only_the_configured_authority_is_trusted() {
     assert_eq!(probe(Some(other), false).await, Ok(()));
     let nonsense =
         VaultTarget { tls: Tls { ca_cert: Some("x".into()), verify: true }, endpoint, ..server.target() };
-    assert!(matches!(VaultBackend::connect(&nonsense), Err(BackendError::InvalidConfig(_))));
+    assert!(matches!(VaultBackend::connect(&nonsense, &egress()), Err(BackendError::InvalidConfig(_))));
 }

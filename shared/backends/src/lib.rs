@@ -5,6 +5,7 @@
 //! is the same for all of them and stands in [`guard`] and [`coalesce`].
 
 pub mod background;
+pub mod budget;
 pub mod coalesce;
 pub mod connection;
 pub mod error;
@@ -26,6 +27,7 @@ use scaivault_domain::secret::{Kind, Metadata, SecretValue, State};
 use scaivault_domain::time::Timestamp;
 use tokio::time::Instant;
 
+use crate::budget::Quota;
 use crate::survey::{Calls, Found, Step};
 
 pub use crate::error::{BackendError, Class};
@@ -142,6 +144,15 @@ pub trait SecretBackend: Send + Sync {
         calls: &Calls,
     ) -> impl Future<Output = Result<Found, BackendError>> + Send;
 
+    /// Which quota the first call of a survey's step uses up. What a step calls beyond that is told to
+    /// [`Calls::beyond`].
+    fn step_quota(&self, step: &Step) -> Quota {
+        match step {
+            Step::Tree(_) | Step::Folder { .. } => Quota::Lists,
+            Step::Secret(_) => Quota::Metadata,
+        }
+    }
+
     /// Whether the store answers and takes the lease; as cheap as the store allows.
     fn probe(&self, lease: &Lease) -> impl Future<Output = Result<(), BackendError>> + Send;
 }
@@ -203,6 +214,12 @@ impl SecretBackend for Backend {
     async fn survey(&self, lease: &Lease, step: &Step, calls: &Calls) -> Result<Found, BackendError> {
         match self {
             Backend::Vault(vault) => vault.survey(lease, step, calls).await,
+        }
+    }
+
+    fn step_quota(&self, step: &Step) -> Quota {
+        match self {
+            Backend::Vault(vault) => vault.step_quota(step),
         }
     }
 

@@ -14,6 +14,8 @@ use scaivault_domain::backend::Target;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub use scaivault_domain::budget::Share;
+
 /// How much of a window's calls may be made at once; the rest comes evenly. Together they are the quota: no window of
 /// the store's, wherever it begins, sees more.
 const BURST: f64 = 0.1;
@@ -63,7 +65,7 @@ impl Rate {
     }
 
     fn part(self, share: Share) -> Rate {
-        Rate { calls: self.calls * share.0, ..self }
+        Rate { calls: self.calls * share.get(), ..self }
     }
 
     /// How many calls may be made at once. One always may, or there would never be any.
@@ -151,30 +153,6 @@ impl Quotas {
             Quota::Metadata => self.metadata,
             Quota::Lists => self.lists,
         }
-    }
-}
-
-/// A part of a budget: above 0, at most 1.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-pub struct Share(f64);
-
-impl Share {
-    /// All of it.
-    pub const WHOLE: Share = Share(1.0);
-
-    /// `part`, if it is one.
-    pub fn new(part: f64) -> Option<Share> {
-        (part > 0.0 && part <= 1.0).then_some(Share(part))
-    }
-
-    /// What each of `parties` has; none have as much as one.
-    pub fn among(parties: usize) -> Share {
-        Share(1.0 / parties.max(1) as f64)
-    }
-
-    /// The part as a number.
-    pub fn get(self) -> f64 {
-        self.0
     }
 }
 
@@ -625,12 +603,5 @@ mod tests {
                 budget.pay(quota, urgency, Instant::now()).await.expect("no limit").spend();
             }
         }
-    }
-
-    #[test]
-    fn a_share_is_a_part_of_something() {
-        assert!([0.0, -1.0, 1.1, f64::NAN, f64::INFINITY].iter().all(|part| Share::new(*part).is_none()));
-        assert_eq!(Share::new(1.0), Some(Share::WHOLE));
-        assert_eq!((Share::among(0), Share::among(4).get()), (Share::WHOLE, 0.25));
     }
 }

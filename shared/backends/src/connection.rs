@@ -307,6 +307,11 @@ impl<L: Leases> Connections<L> {
         Ok(connection)
     }
 
+    /// The connection to a backend, if there is one.
+    pub fn open(&self, key: &LeaseKey) -> Option<Arc<Connection<L>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
     /// Forgets the connections of `tenant` to backends that are not among `kept`.
     pub fn retain(&self, tenant: &TenantId, kept: impl Fn(&BackendId) -> bool) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,6 +13,7 @@ use scaivault_domain::access::{Caller, Capability, Effect, PolicyRule, Scope};
 use scaivault_domain::backend::{
     BackendId, Endpoint, KvMount, KvVersion, Target, VaultTarget, check_timeout,
 };
+use scaivault_domain::budget::{Share, Slice};
 use scaivault_domain::error::{Error, Reason};
 use scaivault_domain::lease::{LeaseKey, Material};
 use scaivault_domain::mapping::{Overrides, PathMapping, Rule};
@@ -69,6 +70,8 @@ pub struct LeasePush {
     pub remaining: Option<Duration>,
     /// The credential.
     pub material: Material,
+    /// How often the node may use it; `None` if nothing limits that.
+    pub slice: Option<Slice>,
 }
 
 /// Why a lease cannot be had, or is over.
@@ -387,6 +390,10 @@ pub fn lease_to_wire(lease: &LeasePush) -> pb::Lease {
         material: Some(match &lease.material {
             Material::VaultToken(token) => pb::lease::Material::VaultToken(token.expose_secret().to_owned()),
         }),
+        call_budget: lease
+            .slice
+            .as_ref()
+            .map(|slice| pb::CallBudget { name: slice.budget.as_ref().to_owned(), share: slice.share.get() }),
     }
 }
 
@@ -409,7 +416,16 @@ pub fn lease_from_wire(lease: pb::Lease) -> Result<LeasePush, Refused> {
         }
         None => return Err(Refused::new("the credential of a lease is of a kind that is not known here")),
     };
-    Ok(LeasePush { key, id: lease.id, remaining, material })
+    let slice = lease.call_budget.map(slice_from_wire).transpose()?;
+    Ok(LeasePush { key, id: lease.id, remaining, material, slice })
+}
+
+fn slice_from_wire(budget: pb::CallBudget) -> Result<Slice, Refused> {
+    let share = Share::new(budget.share).ok_or_else(|| Refused::new("a call budget is not a part of one"))?;
+    if budget.name.is_empty() {
+        return Err(Refused::new("a call budget has no name"));
+    }
+    Ok(Slice { budget: budget.name.into(), share })
 }
 
 /// The refusal of a lease as it is pushed.

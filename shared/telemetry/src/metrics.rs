@@ -408,9 +408,13 @@ impl Gauges {
         gauge("scaivault_breaker_state", "0 closed, 1 half open, 2 open", |gauges, observer| {
             gauges.of_backends(|backend| &backend.breaker, observer);
         });
-        gauge("scaivault_backend_concurrency_limit", "Most calls of the backend at once", |gauges, observer| {
-            gauges.of_flows(|flow| &flow.limit, observer);
-        });
+        gauge(
+            "scaivault_backend_concurrency_limit",
+            "Most calls of the backend at once",
+            |gauges, observer| {
+                gauges.of_flows(|flow| &flow.limit, observer);
+            },
+        );
         let gauges = self.clone();
         meter
             .u64_observable_counter("scaivault_backend_throttled_total")

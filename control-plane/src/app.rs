@@ -301,8 +301,11 @@ async fn renew_listener(authority: Arc<Authority>, tls: TlsSource) {
 /// Divides call budgets anew whenever a node comes or goes.
 async fn divide_budgets(credentials: Arc<Credentials>, board: Arc<NodeBoard>) {
     let mut changes = board.changes();
-    while changes.changed().await.is_ok() {
+    loop {
         credentials.divide_budgets();
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
 

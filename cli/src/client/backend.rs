@@ -551,7 +551,7 @@ impl CallBudget {
     fn calls(&self) -> String {
         match self.reason.as_str() {
             "" => format!("{} at once", self.concurrency),
-            reason => format!("{} of {} at once: {reason}", self.concurrency, self.max_concurrency),
+            reason => format!("{} of {}: {reason}", self.concurrency, self.max_concurrency),
         }
     }
 

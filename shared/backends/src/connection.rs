@@ -57,6 +57,16 @@ impl<L> fmt::Debug for Connection<L> {
 }
 
 impl<L: Leases> Connection<L> {
+    /// Whose backend it is.
+    pub fn key(&self) -> &LeaseKey {
+        &self.key
+    }
+
+    /// The `type` of the backend.
+    pub fn kind(&self) -> &'static str {
+        self.target.kind()
+    }
+
     /// The guard, whose state is part of the backend's status.
     pub fn guard(&self) -> &Guard {
         &self.guard
@@ -310,6 +320,11 @@ impl<L: Leases> Connections<L> {
     /// The connection to a backend, if there is one.
     pub fn open(&self, key: &LeaseKey) -> Option<Arc<Connection<L>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Every connection there is.
+    pub fn all(&self) -> Vec<Arc<Connection<L>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Forgets the connections of `tenant` to backends that are not among `kept`.

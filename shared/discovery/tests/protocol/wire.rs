@@ -7,7 +7,8 @@ use scaivault_discovery::wire::{
     grant_from_wire, grant_to_wire, held_from_wire, held_to_wire, lease_from_wire, lease_to_wire,
     refusal_from_wire, refusal_to_wire, view_chunks, view_from_chunks,
 };
-use scaivault_discovery::{LeaseRefusal, MAX_MESSAGE_BYTES, SecretCopy};
+use scaivault_discovery::{LeasePush, LeaseRefusal, MAX_MESSAGE_BYTES, SecretCopy};
+use scaivault_domain::budget::{Share, Slice};
 use scaivault_domain::error::Reason;
 use scaivault_domain::lease::Material;
 use scaivault_domain::mapping::{Overrides, PathMapping};
@@ -30,8 +31,10 @@ fn everything_arrives_as_it_was_sent() {
     }
     let grant = grant_from_wire(grant_to_wire(&hash(1), 9, &caller(1, 2)));
     assert_eq!(grant, Ok((hash(1), 9, caller(1, 2))));
-    let sent = lease(3, "lease-1");
+    let slice = Slice { budget: "b1".into(), share: Share::among(3) };
+    let sent = LeasePush { slice: Some(slice), ..lease(3, "lease-1") };
     let arrived = lease_from_wire(lease_to_wire(&sent)).unwrap();
+    assert_eq!(arrived.slice, sent.slice);
     assert_eq!((&arrived.key, &arrived.id, arrived.remaining), (&sent.key, &sent.id, sent.remaining));
     let (Material::VaultToken(arrived), Material::VaultToken(sent)) = (arrived.material, sent.material);
     assert_eq!(arrived.expose_secret(), sent.expose_secret());

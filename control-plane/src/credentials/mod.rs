@@ -4,6 +4,7 @@
 //! login needs is a local secret of the same tenant; it is read at use and again after a refusal, so a rotation heals
 //! itself. A login is renewed at half of its life.
 
+mod budgets;
 mod login;
 mod vault;
 
@@ -12,10 +13,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use scaivault_backends::budget::{Budget, Quotas};
 use scaivault_backends::connection::Leases;
 use scaivault_backends::{Egress, Lease};
 use scaivault_domain::audit::{Action, AuditRow};
-use scaivault_domain::backend::Provider;
+use scaivault_domain::backend::{Provider, Target};
+use scaivault_domain::budget::Slice;
 use scaivault_domain::lease::{LeaseKey, Material};
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::secret::SecretValue;
@@ -25,6 +28,8 @@ use scaivault_domain::{Error, Reason};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use self::budgets::Budgets;
+use self::budgets::Shared;
 use crate::audit::{Audit, unique};
 use crate::service::{Configurations, secrets};
 use crate::store::Records;
@@ -95,6 +100,8 @@ struct Login {
     key: LeaseKey,
     provider: Provider,
     holder: Holder,
+    /// What the credential may ask of the store.
+    budget: Arc<Shared>,
     state: watch::Sender<State>,
     /// One login at a time; whoever comes meanwhile takes its outcome.
     turn: tokio::sync::Mutex<()>,
@@ -105,8 +112,8 @@ struct Login {
 pub enum NodeLease {
     /// The login is under way; the nudge tells when it has ended.
     Pending,
-    /// Here it is.
-    Held(Arc<Lease>),
+    /// Here it is, with the node's part of the call budget.
+    Held(Arc<Lease>, Option<Slice>),
     /// It cannot be had.
     Refused(Error),
 }
@@ -117,6 +124,7 @@ pub struct Credentials {
     configurations: Arc<Configurations>,
     audit: Arc<Audit>,
     logins: Mutex<HashMap<(LeaseKey, Holder), Arc<Login>>>,
+    budgets: Budgets,
     nudge: watch::Sender<u64>,
     egress: Egress,
     me: Weak<Credentials>,
@@ -135,6 +143,7 @@ impl Credentials {
         records: Records,
         configurations: Arc<Configurations>,
         audit: Arc<Audit>,
+        budgets: Budgets,
         nudge: watch::Sender<u64>,
         egress: Egress,
     ) -> Arc<Self> {
@@ -143,6 +152,7 @@ impl Credentials {
             configurations,
             audit,
             logins: Mutex::default(),
+            budgets,
             nudge,
             egress,
             me: me.clone(),
@@ -187,7 +197,7 @@ impl Credentials {
         let login = self.login(key, provider, Holder::Nodes);
         let state = login.state.borrow().clone();
         match state {
-            State::Held(held) if alive(&held) => NodeLease::Held(held.lease.clone()),
+            State::Held(held) if alive(&held) => NodeLease::Held(held.lease.clone(), login.budget.slice()),
             State::Failed { error, at } if at.elapsed() < PAUSE => NodeLease::Refused(error),
             State::Empty | State::Held(_) | State::Failed { .. } => {
                 if let Some(me) = self.me.upgrade() {
@@ -203,6 +213,19 @@ impl Credentials {
         let login = self.login(key, provider, Holder::Nodes);
         let (id, Some(me)) = (id.to_owned(), self.me.upgrade()) else { return };
         tokio::spawn(async move { me.hold(&login, Some(&id)).await });
+    }
+
+    /// Divides the call budgets among those who use them now; nodes are told if their parts have changed.
+    pub fn divide_budgets(&self) {
+        if self.budgets.divide() {
+            self.nudge.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// The control plane's part of what the credential of a backend may ask; `None` before its first login.
+    fn budget(&self, key: &LeaseKey) -> Option<Arc<Budget>> {
+        let logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(logins.get(&(key.clone(), Holder::ControlPlane))?.budget.budget().clone())
     }
 
     /// Why the last login for `holder` failed, if it did.
@@ -246,6 +269,7 @@ impl Credentials {
             key: key.clone(),
             provider: provider.clone(),
             holder,
+            budget: self.budgets.of(&key.tenant, provider),
             state: watch::Sender::new(State::Empty),
             turn: tokio::sync::Mutex::default(),
         });
@@ -431,6 +455,10 @@ impl Leases for OwnLeases {
         // A login that has begun is finished, also when its caller runs out of time: the next one finds it done.
         let held = tokio::spawn(async move { credentials.hold(&login, refused.as_deref()).await });
         held.await.unwrap_or_else(|_| Err(Error::internal())).map(|held| held.lease.clone())
+    }
+
+    fn budget(&self, key: &LeaseKey, target: &Target) -> Arc<Budget> {
+        self.0.budget(key).unwrap_or_else(|| Arc::new(Budget::new(Quotas::of(target))))
     }
 }
 

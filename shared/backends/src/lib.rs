@@ -7,6 +7,7 @@
 mod aws;
 mod azure;
 pub mod background;
+pub mod budget;
 pub mod coalesce;
 pub mod connection;
 pub mod egress;
@@ -30,6 +31,7 @@ use scaivault_domain::secret::{Kind, Metadata, SecretValue, State};
 use scaivault_domain::time::Timestamp;
 use tokio::time::Instant;
 
+use crate::budget::Quota;
 use crate::survey::{Calls, Found, Step};
 
 pub use crate::aws::AwsBackend;
@@ -254,6 +256,15 @@ pub trait SecretBackend: Send + Sync {
         name: &RemoteName,
     ) -> impl Future<Output = Result<(), BackendError>> + Send;
 
+    /// Which quota the first call of a survey's step uses up. What a step calls beyond that is told to
+    /// [`Calls::beyond`].
+    fn step_quota(&self, step: &Step) -> Quota {
+        match step {
+            Step::Tree(_) | Step::Folder { .. } | Step::More { .. } => Quota::Lists,
+            Step::Secret(_) => Quota::Metadata,
+        }
+    }
+
     /// Whether the store answers and takes the lease; as cheap as the store allows.
     fn probe(&self, lease: &Lease) -> impl Future<Output = Result<(), BackendError>> + Send;
 }
@@ -357,6 +368,10 @@ impl SecretBackend for Backend {
 
     async fn may_read(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
         each!(self, adapter => adapter.may_read(lease, name).await)
+    }
+
+    fn step_quota(&self, step: &Step) -> Quota {
+        each!(self, adapter => adapter.step_quota(step))
     }
 
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {

@@ -8,6 +8,7 @@ use reqwest::header::HeaderMap;
 use scaivault_domain::backend::{Tls, VaultTarget};
 
 use super::*;
+use crate::budget::Cost;
 use crate::error::Class;
 use crate::guard::{BreakerState, Guard, Limits, Retry};
 use crate::testing::lease;
@@ -420,7 +421,9 @@ async fn a_refused_endpoint_is_neither_tried_again_nor_given_up() {
     let vault = VaultBackend::connect(&target, &egress).unwrap();
     let guard = Guard::new(Limits::default());
     for _ in 0..20 {
-        let probed = guard.call(Retry::PROXIED_READ, PATIENCE, async || vault.probe(&lease("t")).await).await;
+        let probed = guard
+            .call(Retry::PROXIED_READ, Cost::FREE, PATIENCE, async || vault.probe(&lease("t")).await)
+            .await;
         assert_eq!(probed, Err(Refusal::Loopback.into()));
     }
     assert_eq!((guard.state(), names.asked()), (BreakerState::Closed, 20));

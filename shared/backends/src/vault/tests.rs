@@ -8,6 +8,7 @@ use scaivault_domain::backend::{Endpoint, KvMount, Tls};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::budget::Cost;
 use crate::coalesce::Coalescer;
 use crate::guard::{Guard, Limits, Retry};
 use crate::testing::{Reply, Server, egress, json, lease, with_header};
@@ -405,7 +406,8 @@ async fn a_store_that_says_nothing_is_left_at_the_deadline() {
     let (_server, vault) = v2(|_| Reply::Silence).await;
     let guard = Guard::new(Limits::default());
     let (lease, name) = (lease("t"), name("kv/data/x"));
-    let read = guard.call(Retry::PROXIED_READ, Duration::from_millis(50), || vault.read(&lease, &name));
+    let read =
+        guard.call(Retry::PROXIED_READ, Cost::FREE, Duration::from_millis(50), || vault.read(&lease, &name));
     assert_eq!(read.await.err(), Some(BackendError::Timeout));
 }
 
@@ -417,7 +419,9 @@ async fn reads_at_the_same_time_cost_one_request() {
     let read = || {
         let (vault, guard, lease, name) = (vault.clone(), guard.clone(), lease("t"), name("kv/data/x"));
         coalescer.run(name.clone(), async move {
-            guard.call(Retry::PROXIED_READ, Duration::from_secs(5), || vault.read(&lease, &name)).await
+            guard
+                .call(Retry::PROXIED_READ, Cost::FREE, Duration::from_secs(5), || vault.read(&lease, &name))
+                .await
         })
     };
     let (a, b, c) = tokio::join!(read(), read(), read());

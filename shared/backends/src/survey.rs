@@ -19,7 +19,7 @@ use crate::{PageToken, RemoteEntry, RemoteSecret};
 /// What a store says of the current version of a secret, without giving its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// The store's name of the version, as in [`RemoteSecret`].
+    /// The store's name of the version, as in [`RemoteSecret`]; empty if its listings name none.
     pub remote_version: String,
     /// Whether it has a value.
     pub state: State,

@@ -113,9 +113,8 @@ pub(super) fn surveyed(name: RemoteName, entry: &SecretListEntry) -> Option<Surv
     if entry.deleted_date().is_some() {
         return None;
     }
-    let Some(versions) = entry.secret_versions_to_stages() else {
-        return Some(Surveyed { name, seen: None, metadata: Some(metadata(entry.tags())) });
-    };
+    // Without a map it has no versions: somebody made it for others to fill in.
+    let versions = entry.secret_versions_to_stages()?;
     seen(name, versions, entry.tags())
 }
 

@@ -6,7 +6,7 @@ use scaivault_domain::mapping::RemoteName;
 
 use super::answers::{check_asked, is_arn, seen, surveyed};
 use super::fault::NO_JSON_OF_AWS;
-use super::{AwsBackend, aws_failure, id_of};
+use super::{AwsBackend, aws_failure, id_of, next_token};
 use crate::error::BackendError;
 use crate::survey::{Calls, Found, Step, SurveyPage, Surveyed};
 use crate::{EntryKind, Lease, Page, PageToken, RemoteEntry};
@@ -96,20 +96,21 @@ impl AwsBackend {
             let call = client.list_secrets().max_results(SECRETS_PER_PAGE);
             let call = call.set_filters(filter.clone()).set_next_token(after.clone());
             let answer = call.send().await.map_err(|error| aws_failure(&error))?;
-            if answer.next_token.is_some() && answer.next_token == after {
+            let next = next_token(answer.next_token);
+            if next.is_some() && next == after {
                 return Err(BackendError::InvalidAnswer("a listing that goes in a circle"));
             }
             // Without a list it is the answer of something else, and would pass for an empty store.
             let entries = answer.secret_list.ok_or(NO_JSON_OF_AWS)?;
-            if !entries.is_empty() || answer.next_token.is_none() {
+            if !entries.is_empty() || next.is_none() {
                 let named = |entry: SecretListEntry| Some((entry.name()?.to_owned(), entry));
                 let secrets = entries.into_iter().map(|entry| named(entry).ok_or(NO_JSON_OF_AWS));
                 let secrets = secrets.collect::<Result<Vec<_>, _>>()?;
                 let below = |(name, entry): (String, _)| Some((below(folder, &name)?, entry));
                 let secrets = secrets.into_iter().filter_map(below).collect();
-                return Ok(Listed { secrets, next: answer.next_token.map(PageToken) });
+                return Ok(Listed { secrets, next: next.map(PageToken) });
             }
-            after = answer.next_token;
+            after = next;
         }
         Err(BackendError::InvalidAnswer("empty pages without an end"))
     }

@@ -11,7 +11,7 @@ use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::secret::{Kind, Metadata, State, check_metadata};
 use sha2::{Digest, Sha256};
 
-use super::answers::{CURRENT, PREVIOUS, check_asked, holder, is_reserved, metadata};
+use super::answers::{CURRENT, PREVIOUS, check_asked, holder, is_arn, is_reserved, metadata};
 use super::{AwsBackend, MALFORMED, NO_JSON_OF_AWS, Shortcut, aws_failure, id_of, uuid};
 use crate::error::BackendError;
 use crate::{Expected, Lease, RemoteWrite, Written};
@@ -72,7 +72,12 @@ impl AwsBackend {
         };
         let put = Put { lease, client: self.client(lease)?, name, write, base };
         if base.is_none() {
-            match self.create(&put).await {
+            let created = match is_arn(name) {
+                // The end of an ARN is AWS's choice, so none can be made of a given one.
+                true => Err(BackendError::PreconditionLost),
+                false => self.create(&put).await,
+            };
+            match created {
                 // Somebody may have made it without a value, for others to fill in.
                 Err(BackendError::PreconditionLost) => {}
                 outcome => return outcome,

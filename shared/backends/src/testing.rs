@@ -33,6 +33,7 @@ pub(crate) fn with_header(status: u16, header: &str, body: &str) -> Reply {
 pub(crate) struct Server {
     pub(crate) address: String,
     heads: Arc<Mutex<Vec<String>>>,
+    bodies: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
@@ -61,8 +62,8 @@ impl Server {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let heads = Arc::new(Mutex::new(Vec::new()));
-        let (seen, reply) = (heads.clone(), Arc::new(reply));
+        let (heads, bodies) = <(Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<String>>>)>::default();
+        let (seen, reply) = ((heads.clone(), bodies.clone()), Arc::new(reply));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (seen, reply, tls) = (seen.clone(), reply.clone(), tls.clone());
@@ -77,12 +78,17 @@ impl Server {
                 });
             }
         });
-        Server { address, heads }
+        Server { address, heads, bodies }
     }
 
     /// The requests so far, as they came.
     pub(crate) fn heads(&self) -> Vec<String> {
         self.heads.lock().expect("no test panicked with it").clone()
+    }
+
+    /// Their bodies; empty where there was none.
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        self.bodies.lock().expect("no test panicked with it").clone()
     }
 
     /// Their paths, queries included.
@@ -100,9 +106,14 @@ fn path_of(head: &str) -> &str {
     head.split(' ').nth(1).unwrap_or("")
 }
 
+fn body_length(head: &str) -> usize {
+    let length = |line: &str| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok();
+    head.lines().find_map(length).unwrap_or(0)
+}
+
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    seen: &Mutex<Vec<String>>,
+    (heads, bodies): &(Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<String>>>),
     reply: &(impl Fn(&str, &str) -> Reply + ?Sized),
 ) {
     let mut head = Vec::new();
@@ -111,8 +122,14 @@ async fn converse(
         head.push(byte);
     }
     let head = String::from_utf8_lossy(&head).into_owned();
+    // What is left unread when the connection closes would take the answer with it.
+    let mut body = vec![0; body_length(&head)];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
     let reply = reply(path_of(&head), &head);
-    seen.lock().expect("no test panicked with it").push(head);
+    heads.lock().expect("no test panicked with it").push(head);
+    bodies.lock().expect("no test panicked with it").push(String::from_utf8_lossy(&body).into_owned());
     match reply {
         Reply::Bytes(bytes) => {
             // The client may have hung up already.

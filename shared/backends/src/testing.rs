@@ -33,7 +33,6 @@ pub(crate) fn with_header(status: u16, header: &str, body: &str) -> Reply {
 pub(crate) struct Server {
     pub(crate) address: String,
     heads: Arc<Mutex<Vec<String>>>,
-    bodies: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
@@ -42,7 +41,7 @@ impl Server {
         Self::serve(None, move |path, _| reply(path)).await
     }
 
-    /// [`Self::start`], where the reply depends on the headers too.
+    /// [`Self::start`], where the reply depends on the headers and the body behind them too.
     pub(crate) async fn start_with_heads(
         reply: impl Fn(&str, &str) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -62,8 +61,8 @@ impl Server {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let (heads, bodies) = <(Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<String>>>)>::default();
-        let (seen, reply) = ((heads.clone(), bodies.clone()), Arc::new(reply));
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let (seen, reply) = (heads.clone(), Arc::new(reply));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (seen, reply, tls) = (seen.clone(), reply.clone(), tls.clone());
@@ -78,17 +77,12 @@ impl Server {
                 });
             }
         });
-        Server { address, heads, bodies }
+        Server { address, heads }
     }
 
-    /// The requests so far, as they came.
+    /// The requests so far, as they came, each with its body behind the head.
     pub(crate) fn heads(&self) -> Vec<String> {
         self.heads.lock().expect("no test panicked with it").clone()
-    }
-
-    /// Their bodies; empty where there was none.
-    pub(crate) fn bodies(&self) -> Vec<String> {
-        self.bodies.lock().expect("no test panicked with it").clone()
     }
 
     /// Their paths, queries included.
@@ -106,14 +100,15 @@ fn path_of(head: &str) -> &str {
     head.split(' ').nth(1).unwrap_or("")
 }
 
-fn body_length(head: &str) -> usize {
-    let length = |line: &str| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok();
-    head.lines().find_map(length).unwrap_or(0)
+fn length_of_body(head: &[u8]) -> usize {
+    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    length.map_or(0, |length| length.trim().parse().expect("our client counts right"))
 }
 
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    (heads, bodies): &(Arc<Mutex<Vec<String>>>, Arc<Mutex<Vec<String>>>),
+    seen: &Mutex<Vec<String>>,
     reply: &(impl Fn(&str, &str) -> Reply + ?Sized),
 ) {
     let mut head = Vec::new();
@@ -121,15 +116,14 @@ async fn converse(
         let Ok(byte) = stream.read_u8().await else { return };
         head.push(byte);
     }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    // What is left unread when the connection closes would take the answer with it.
-    let mut body = vec![0; body_length(&head)];
+    let mut body = vec![0; length_of_body(&head)];
     if stream.read_exact(&mut body).await.is_err() {
         return;
     }
+    head.append(&mut body);
+    let head = String::from_utf8_lossy(&head).into_owned();
     let reply = reply(path_of(&head), &head);
-    heads.lock().expect("no test panicked with it").push(head);
-    bodies.lock().expect("no test panicked with it").push(String::from_utf8_lossy(&body).into_owned());
+    seen.lock().expect("no test panicked with it").push(head);
     match reply {
         Reply::Bytes(bytes) => {
             // The client may have hung up already.

@@ -152,7 +152,7 @@ impl Monitor {
     }
 
     async fn probe(self: Arc<Self>, key: LeaseKey, backend: Arc<BackendView>) {
-        let metrics = self.metrics.backend(&key.backend, backend.target.kind());
+        let metrics = self.metrics.backend(&key.backend, backend.target.kind().as_str());
         let mut pause = FAILING;
         let mut failing = false;
         loop {

@@ -326,7 +326,7 @@ impl Publishing {
                 let route = configuration.route(&path);
                 let has_copy = match &route {
                     Route::Local => true,
-                    Route::Proxied { .. } => false,
+                    Route::Proxied { .. } | Route::Unrepresentable { .. } => false,
                     Route::Synced { backend, .. } => head.copy_of(&backend.id).is_some(),
                 };
                 if has_copy {
@@ -506,7 +506,7 @@ impl Line {
 fn prefetched(route: &Route) -> Option<BackendId> {
     match route {
         Route::Synced { backend, .. } if backend.sync.prefetch => Some(backend.id.clone()),
-        Route::Local | Route::Proxied { .. } | Route::Synced { .. } => None,
+        Route::Local | Route::Proxied { .. } | Route::Synced { .. } | Route::Unrepresentable { .. } => None,
     }
 }
 

@@ -173,7 +173,7 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
                 for (key, oldest) in oldest {
                     let Ok(view) = known.view(&key.tenant) else { continue };
                     if let Some(backend) = view.mounts.backends().iter().find(|b| b.id == key.backend) {
-                        let kind = backend.target.kind();
+                        let kind = backend.target.kind().as_str();
                         let told = series.entry(key).or_insert_with(|| metrics.backend(&backend.id, kind));
                         told.cache_staleness(oldest);
                     }

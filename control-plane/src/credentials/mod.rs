@@ -4,6 +4,7 @@
 //! login needs is a local secret of the same tenant; it is read at use and again after a refusal, so a rotation heals
 //! itself. A login is renewed at half of its life.
 
+mod login;
 mod vault;
 
 use std::collections::HashMap;
@@ -149,15 +150,16 @@ impl Credentials {
     /// # Errors
     /// `credential_unusable`, naming the field.
     pub async fn check(&self, tenant: &TenantId, provider: &Provider) -> Result<(), Error> {
-        let value = self.read(tenant, provider.credentials()).await?;
-        match provider {
-            Provider::HashicorpVault { login, .. } => {
-                vault::Credential::parse(login.method, &value).map(drop)
-            }
-        }
+        let Some(path) = provider.credentials() else { return Ok(()) };
+        login::check(provider, &self.read(tenant, provider, path).await?)
     }
 
-    async fn read(&self, tenant: &TenantId, path: &SecretPath) -> Result<SecretValue, Error> {
+    async fn read(
+        &self,
+        tenant: &TenantId,
+        provider: &Provider,
+        path: &SecretPath,
+    ) -> Result<SecretValue, Error> {
         // Checked at every use: a mapping may have come to own the path.
         if self.configurations.of(tenant).await?.route(path) != Route::Local {
             return Err(Error::new(
@@ -169,7 +171,7 @@ impl Credentials {
         match secrets::local(&self.records, tenant, path, None).await {
             Ok(found) => Ok(found.value),
             Err(error) if matches!(error.reason, Reason::NotFound | Reason::NotActive) => {
-                Err(unusable("there is no secret at the credential's path")
+                Err(unusable(provider, "there is no secret at the credential's path")
                     .next("store the credential there first, e.g. with `scaivault put`"))
             }
             Err(error) => Err(error),
@@ -312,18 +314,16 @@ impl Credentials {
     async fn log_in(&self, login: &Arc<Login>) -> Result<Issued, Error> {
         let tenant = &login.key.tenant;
         let attempt = async {
-            let value = self.read(tenant, login.provider.credentials()).await?;
-            match &login.provider {
-                Provider::HashicorpVault { target, login: how } => {
-                    let credential = vault::Credential::parse(how.method, &value)?;
-                    vault::log_in(target, how, credential, login.holder).await
-                }
-            }
+            let credential = match login.provider.credentials() {
+                Some(path) => Some(self.read(tenant, &login.provider, path).await?),
+                None => None,
+            };
+            login::log_in(&login.provider, credential.as_ref(), login.holder).await
         };
         let outcome = tokio::time::timeout(LOGIN_TIMEOUT, attempt).await.unwrap_or_else(|_| {
             Err(Error::new(Reason::BackendTimeout, "the backend did not answer the login in time"))
         });
-        let path = login.provider.credentials().as_str();
+        let path = login.provider.credentials().map_or("", SecretPath::as_str);
         let mut row =
             AuditRow::of_control_plane(tenant.clone(), Action::BackendLogin, path, self.audit.now());
         row.backend = Some(login.key.backend.to_string());
@@ -357,9 +357,7 @@ impl Credentials {
 
     async fn renew(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>) {
         if held.renewal == Renewal::Renew {
-            let renewed = match &login.provider {
-                Provider::HashicorpVault { target, .. } => vault::renew(target, &held.lease.material).await,
-            };
+            let renewed = login::renew(&login.provider, &held.lease.material).await;
             // Towards the longest life that a backend allows, renewals give less and less; then a login is better.
             if let Ok(Some(ttl)) = renewed
                 && held.ttl.is_some_and(|first| ttl >= first / 2)
@@ -460,14 +458,12 @@ fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration) {
     }
     tokio::spawn(async move {
         tokio::time::sleep(after).await;
-        match &login.provider {
-            // Best effort: what cannot be revoked ends by itself.
-            Provider::HashicorpVault { target, .. } => vault::revoke(target, &held.lease.material).await,
-        }
+        // Best effort: what cannot be revoked ends by itself.
+        login::revoke(&login.provider, &held.lease.material).await;
     });
 }
 
-fn unusable(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    let message = message.into();
-    Error::field(Reason::CredentialUnusable, "/config/auth_config_path", message)
+/// The stored credential cannot be used.
+fn unusable(provider: &Provider, message: impl Into<String>) -> Error {
+    Error::field(Reason::CredentialUnusable, format!("/config/{}", provider.credentials_field()), message)
 }

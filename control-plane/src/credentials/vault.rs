@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use rustify::endpoint::Endpoint;
 use rustify::errors::ClientError;
-use scaivault_domain::backend::{VaultAuthMethod, VaultLogin, VaultTarget};
+use scaivault_domain::backend::{Provider, VaultLogin, VaultMethod, VaultTarget};
 use scaivault_domain::lease::Material;
 use scaivault_domain::secret::SecretValue;
 use scaivault_domain::{Error, Reason};
@@ -23,7 +23,7 @@ use vaultrs::api::token::requests::{
 use vaultrs::api::token::responses::LookupTokenResponse;
 use vaultrs::api::{AuthInfo, EndpointMiddleware, EndpointResult};
 
-use super::{Holder, Issued, Renewal, Revocation, unusable};
+use super::{Holder, Issued, Renewal, Revocation};
 
 /// Most bytes of an answer to a login.
 const MAX_ANSWER: usize = 1024 * 1024;
@@ -36,7 +36,12 @@ pub(crate) enum Credential {
 
 impl Credential {
     /// Reads the stored secret.
-    pub(crate) fn parse(method: VaultAuthMethod, value: &SecretValue) -> Result<Self, Error> {
+    pub(crate) fn parse(
+        provider: &Provider,
+        method: &VaultMethod,
+        value: &SecretValue,
+    ) -> Result<Self, Error> {
+        let unusable = |message: String| super::unusable(provider, message);
         #[derive(Deserialize)]
         struct Fields {
             role_id: Option<SecretString>,
@@ -45,7 +50,7 @@ impl Credential {
         }
 
         let fields: Fields = serde_json::from_slice(value.expose())
-            .map_err(|_| unusable("the credential is no JSON object of strings"))?;
+            .map_err(|_| unusable("the credential is no JSON object of strings".into()))?;
         let required = |name: &str, field: Option<SecretString>| match field {
             Some(text) if is_token(text.expose_secret()) => Ok(text),
             Some(_) => Err(unusable(format!(
@@ -55,11 +60,14 @@ impl Credential {
                 .next("store it with the keys that the auth method needs")),
         };
         Ok(match method {
-            VaultAuthMethod::Approle => Credential::Approle {
+            VaultMethod::Approle { .. } => Credential::Approle {
                 role_id: required("role_id", fields.role_id)?,
                 secret_id: required("secret_id", fields.secret_id)?,
             },
-            VaultAuthMethod::Token => Credential::Token(required("token", fields.token)?),
+            VaultMethod::Token { .. } => Credential::Token(required("token", fields.token)?),
+            VaultMethod::Kubernetes { .. } | VaultMethod::Aws { .. } | VaultMethod::Gcp { .. } => {
+                return Err(unusable("not there yet".into()));
+            }
         })
     }
 }
@@ -94,7 +102,8 @@ pub(crate) async fn log_in(
 async fn own_token(vault: &Vault, token: &SecretString) -> Result<Issued, Error> {
     let info = vault.lookup().await.map_err(|error| refused(&error, Step::Login))?;
     if info.num_uses > 0 {
-        return Err(unusable("the token works for a limited number of calls only")
+        let detail = "the token works for a limited number of calls only";
+        return Err(Error::field(Reason::CredentialUnusable, "/config/auth_config_path", detail)
             .next("create a token without `num_uses`"));
     }
     let renewal = if info.renewable == Some(true) { Renewal::Renew } else { Renewal::Again };
@@ -111,14 +120,20 @@ async fn for_nodes(vault: &Vault, login: &VaultLogin, own: Issued) -> Result<Iss
     let mut request = CreateTokenRequest::builder();
     // A child of a token that never ends would never end either.
     request.ttl("1h");
-    if !login.lease_policies.is_empty() {
-        request.policies(login.lease_policies.clone());
+    let (lease_policies, allow_static_on_nodes) = match &login.method {
+        VaultMethod::Token { lease_policies, allow_static_on_nodes, .. } => {
+            (lease_policies.clone(), *allow_static_on_nodes)
+        }
+        _ => (Vec::new(), false),
+    };
+    if !lease_policies.is_empty() {
+        request.policies(lease_policies);
     }
     let request = request.build().map_err(|_| Error::internal())?;
     match vault.auth(request).await {
         Ok(info) => issued(info),
         Err(ClientError::ServerResponseError { code: 403, .. })
-            if own.ttl.is_some() || login.allow_static_on_nodes =>
+            if own.ttl.is_some() || allow_static_on_nodes =>
         {
             Ok(own)
         }
@@ -133,7 +148,7 @@ async fn for_nodes(vault: &Vault, login: &VaultLogin, own: Issued) -> Result<Iss
 
 /// Renews a token; how long it lasts from now.
 pub(crate) async fn renew(target: &VaultTarget, material: &Material) -> Result<Option<Duration>, Error> {
-    let Material::VaultToken(token) = material;
+    let Material::VaultToken(token) = material else { return Err(Error::internal()) };
     let vault = Vault::new(target, Some(token))?;
     let request = RenewTokenSelfRequest::builder().build().map_err(|_| Error::internal())?;
     let info = vault.auth(request).await.map_err(|error| refused(&error, Step::Renewal))?;
@@ -142,7 +157,7 @@ pub(crate) async fn renew(target: &VaultTarget, material: &Material) -> Result<O
 
 /// Revokes a token that a login gave.
 pub(crate) async fn revoke(target: &VaultTarget, material: &Material) {
-    let Material::VaultToken(token) = material;
+    let Material::VaultToken(token) = material else { return };
     let Ok(vault) = Vault::new(target, Some(token)) else { return };
     if let Err(error) = vault.revoke().await {
         tracing::debug!(status = status(&error), "a token was not revoked and ends by itself");
@@ -308,13 +323,7 @@ mod tests {
             }
             sent
         });
-        let target = VaultTarget {
-            endpoint: Endpoint::parse(&format!("http://{address}")).unwrap(),
-            namespace: None,
-            ca_cert: None,
-            tls_verify: true,
-            kv: None,
-        };
+        let target = VaultTarget::at(Endpoint::parse("endpoint", &format!("http://{address}")).unwrap());
         let vault = Vault::new(&target, Some(&"token".into())).unwrap();
         assert!(vault.lookup().await.is_err());
         drop(vault);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use scaivault_domain::access::{Administer, Authorized, Caller, Capability, Scope};
 use scaivault_domain::audit::{Action, AuditRow, Origin};
-use scaivault_domain::backend::{BackendId, BackendSpec};
+use scaivault_domain::backend::{BackendId, BackendSpec, Provider};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::PathMapping;
 use scaivault_domain::path::SecretPath;
@@ -142,6 +142,7 @@ impl Federation {
             let old = before.map(|(record, _)| &record.spec);
             spec.authorize_change(old, allowed.caller())?;
             self.check_limits(&spec)?;
+            spec.provider.kind().naming().check(&spec.mapping)?;
             spec.sync.check(spec.mode, spec.mapping.rules(), self.limits.sync_interval)?;
             check_against_others(&configuration, id, &spec)?;
             if old.is_none_or(|old| old.provider != spec.provider) {
@@ -234,12 +235,14 @@ impl Federation {
     }
 
     fn check_limits(&self, spec: &BackendSpec) -> Result<(), Error> {
-        let target = spec.provider.target();
-        if !target.endpoint().is_https() && !self.limits.plaintext {
-            return Err(Error::field(Reason::InvalidConfig, "/config/endpoint", "must be https")
-                .next("use TLS, or start the control plane with --allow-plaintext-backends"));
+        for (field, endpoint) in spec.provider.endpoints() {
+            if !endpoint.is_https() && !self.limits.plaintext {
+                let pointer = format!("/config/{field}");
+                return Err(Error::field(Reason::InvalidConfig, pointer, "must be https")
+                    .next("use TLS, or start the control plane with --allow-plaintext-backends"));
+            }
         }
-        if !target.tls_verify() && !self.limits.unverified_tls {
+        if !spec.provider.target().tls().verify && !self.limits.unverified_tls {
             let detail = "may only be false if the operator allows it";
             return Err(Error::field(Reason::InvalidConfig, "/config/tls_verify", detail).next(
                 "give the server's CA as `ca_cert`, or start the control plane with --allow-unverified-tls",
@@ -265,7 +268,7 @@ impl Federation {
                 self.records.scan_all::<SecretHead>(&Owner::from(tenant), Space::Secret, &prefix).await?
             {
                 let Ok(path) = SecretPath::check(&name) else { continue };
-                let hidden_already = before.is_some_and(|before| before.forward(&path).is_some());
+                let hidden_already = before.is_some_and(|before| before.owner(&path).is_some());
                 if rule.pattern.matches(&path) && !hidden_already {
                     covered.insert(name);
                 }
@@ -318,25 +321,30 @@ fn check_against_others(
             return Err(Error::field(Reason::MappingOverlap, "/path_mapping", detail)
                 .next("make one of them narrower"));
         }
-        if other.spec.mapping.forward(spec.provider.credentials()).is_some() {
-            return Err(cycle(&format!("the backend `{}`", other.spec.name)));
+        if captures(&other.spec.mapping, &spec.provider) {
+            return Err(cycle(&spec.provider, &format!("the backend `{}`", other.spec.name)));
         }
-        if spec.mapping.forward(other.spec.provider.credentials()).is_some() {
+        if captures(&spec.mapping, &other.spec.provider) {
             let detail = format!("would capture the credential of the backend `{}`", other.spec.name);
             return Err(Error::field(Reason::CredentialCycle, "/path_mapping", detail)
                 .next("credentials live in local paths; narrow the mapping"));
         }
     }
-    if spec.mapping.forward(spec.provider.credentials()).is_some() {
-        return Err(cycle("this backend's own mapping"));
+    if captures(&spec.mapping, &spec.provider) {
+        return Err(cycle(&spec.provider, "this backend's own mapping"));
     }
     Ok(())
 }
 
-fn cycle(owner: &str) -> Error {
+/// Whether the credential of a backend lies where a mapping rules.
+fn captures(mapping: &PathMapping, provider: &Provider) -> bool {
+    provider.credentials().is_some_and(|credentials| mapping.owner(credentials).is_some())
+}
+
+fn cycle(provider: &Provider, owner: &str) -> Error {
     Error::field(
         Reason::CredentialCycle,
-        "/config/auth_config_path",
+        format!("/config/{}", provider.credentials_field()),
         format!("the credential's path is federated by {owner}"),
     )
     .next("store the credential at a local path")

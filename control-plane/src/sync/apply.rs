@@ -128,18 +128,30 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    /// Reads the path and does what there is to do.
+    /// Reads the path and does what there is to do. `listed` is the custom metadata, where a listing tells it and a
+    /// read does not.
     pub(super) async fn read(
         &self,
         at: &At<'_>,
         backend: &Background<OwnLeases>,
+        listed: Option<&Metadata>,
         mandate: Mandate<'_>,
         deleting: Deleting,
     ) -> Result<Applied, Stopped> {
         let head = self.head(at).await?;
         let base = head.as_ref().and_then(|(head, _)| head.copy_of(&at.backend.id));
         let asked = self.clock.now();
-        let observed = observe(at, backend, base).await;
+        let mut observed = observe(at, backend, base).await;
+        if let Observed::Value { secret, .. } = &mut observed
+            && secret.metadata.is_none()
+        {
+            secret.metadata = match (listed, &head) {
+                (Some(listed), _) => Some(listed.clone()),
+                // Nobody said that it changed.
+                (None, Some((head, _))) => self.metadata(at, head.current).await?,
+                (None, None) => None,
+            };
+        }
         self.settle(at, Some(head), &observed, asked, mandate, deleting).await
     }
 
@@ -275,6 +287,11 @@ impl Desk {
         Ok(Value::New)
     }
 
+    async fn metadata(&self, at: &At<'_>, version: Version) -> Result<Option<Metadata>, StoreError> {
+        let key = version_key(at.tenant, at.path.as_str(), version);
+        Ok(self.records.get_secret::<SecretVersionHead>(&key).await?.map(|(entry, _)| entry.metadata))
+    }
+
     async fn head(&self, at: &At<'_>) -> Result<Option<(SecretHead, RowVersion)>, StoreError> {
         self.records.get(&secret_key(at.tenant, at.path)).await
     }
@@ -348,7 +365,7 @@ impl Draft<'_> {
             version,
             kind: secret.kind,
             content_type: secret.content_type.to_string(),
-            metadata: keep_within_limits(secret.metadata.clone()),
+            metadata: keep_within_limits(secret.metadata.clone().unwrap_or_default()),
             state: State::Active,
             created: secret.created.unwrap_or(now),
             deleted: None,
@@ -371,7 +388,7 @@ impl Draft<'_> {
         mandate: Mandate<'_>,
     ) -> Result<Option<ChangeOfPath>, StoreError> {
         let (head, mut entry, value) = self.current().await?;
-        let metadata = keep_within_limits(secret.metadata.clone());
+        let metadata = keep_within_limits(secret.metadata.clone().unwrap_or_default());
         let same = entry.metadata == metadata && head.state == State::Active;
         let mut tx = Tx::new();
         let mut changed = head.changed;
@@ -660,7 +677,7 @@ impl Refresher {
             };
             let background = self.connections.background(tenant, backend).map_err(Refused::Error)?;
             let mandate = Mandate::Configuration(configuration.anchor);
-            Ok::<_, Refused>(self.desk.read(&at, &background, mandate, Deleting::Later).await?)
+            Ok::<_, Refused>(self.desk.read(&at, &background, None, mandate, Deleting::Later).await?)
         };
         let too_stale = |why: String| {
             Err(Error::new(Reason::TooStale, format!("the copy is older than was asked for: {why}"))

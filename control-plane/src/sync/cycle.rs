@@ -108,6 +108,7 @@ impl Cycle<'_> {
         let scope = Scope {
             backend: &self.backend.id,
             mode: self.backend.mode,
+            naming: self.backend.target.kind().naming(),
             mapping: &self.backend.mapping,
             settings: &self.backend.sync,
             rules: self.rules,
@@ -143,6 +144,7 @@ impl Cycle<'_> {
                         self.progress.list(page.secrets.len());
                         listing.names.extend(page.secrets.into_iter().map(|secret| Listed {
                             name: secret.name,
+                            metadata: secret.metadata,
                             token: secret.seen.as_ref().map(|seen| seen.token.clone()),
                             state: secret.seen.map(|seen| seen.state),
                         }));
@@ -169,6 +171,11 @@ impl Cycle<'_> {
 
     /// The folders to list, none of them twice or within another.
     fn roots(&self) -> Vec<Option<RemoteName>> {
+        if !self.backend.target.kind().naming().has_slashes() {
+            // Without folders there is nothing to list but everything.
+            let is_listed = |index: &usize| !self.backend.mapping.rules()[*index].pattern.is_literal();
+            return self.rules.iter().any(is_listed).then_some(None).into_iter().collect();
+        }
         let literals: BTreeSet<Vec<&str>> = self
             .rules
             .iter()
@@ -192,12 +199,10 @@ impl Cycle<'_> {
     /// The names of rules without wildcards: nothing has to be listed to know them.
     fn literals(&self) -> impl Iterator<Item = Listed> {
         self.rules.iter().filter_map(|index| {
-            let rule = &self.backend.mapping.rules()[*index];
-            rule.pattern.is_literal().then(|| Listed {
-                name: RemoteName::new(rule.template.to_string()),
-                token: None,
-                state: None,
-            })
+            let pattern = &self.backend.mapping.rules()[*index].pattern;
+            let path = SecretPath::check(pattern.as_str()).ok().filter(|_| pattern.is_literal())?;
+            let (_, name) = self.backend.forward(&path)?;
+            Some(Listed { name: name?, token: None, state: None, metadata: None })
         })
     }
 
@@ -220,8 +225,8 @@ impl Cycle<'_> {
                     let synced = self
                         .backend
                         .mapping
-                        .forward(&path)
-                        .is_some_and(|(rule, _)| self.backend.rule(rule).mode == Mode::Sync);
+                        .owner(&path)
+                        .is_some_and(|rule| self.backend.rule(rule).mode == Mode::Sync);
                     if synced {
                         held.insert(path, Held { secret: Some((head.current, head.state)), base: head.base });
                     }
@@ -333,7 +338,7 @@ impl Cycle<'_> {
         match step.decision {
             Decision::PullState(state) => self.desk.pull_state(&at, state, mandate).await,
             Decision::LocalAhead | Decision::Push | Decision::PushDelete => Ok(Applied::LocalAhead),
-            _ => self.desk.read(&at, backend, mandate, deleting).await,
+            _ => self.desk.read(&at, backend, step.metadata.as_ref(), mandate, deleting).await,
         }
     }
 
@@ -423,7 +428,7 @@ impl Cycle<'_> {
         held: &BTreeMap<SecretPath, Held>,
     ) -> SyncState {
         let in_scope = |path: &SecretPath| {
-            self.backend.mapping.forward(path).is_some_and(|(rule, _)| self.rules.contains(&rule))
+            self.backend.mapping.owner(path).is_some_and(|rule| self.rules.contains(&rule))
         };
         let mut next = self.state.clone();
         next.exceptions.retain(|path, _| !in_scope(path));
@@ -431,7 +436,7 @@ impl Cycle<'_> {
         next.skipped.extend(tally.left_out.clone());
         for path in &tally.unverified {
             let Some(base) = held.get(path).and_then(|held| held.base.as_ref()) else { continue };
-            let rule = self.backend.mapping.forward(path).map(|(rule, _)| rule);
+            let rule = self.backend.mapping.owner(path);
             let cycle = rule.and_then(|rule| self.state.rules.get(self.pattern(rule))).map(|rule| rule.as_of);
             let last = match self.state.exceptions.get(path) {
                 Some(last) => *last,

@@ -335,9 +335,7 @@ impl Syncs {
         after: &BackendSpec,
     ) -> Result<(), Error> {
         let mode = |spec: &BackendSpec, path: &SecretPath| {
-            spec.mapping
-                .forward(path)
-                .map(|(rule, _)| spec.sync.of(spec.mode, &spec.mapping.rules()[rule]).mode)
+            spec.mapping.owner(path).map(|rule| spec.sync.of(spec.mode, &spec.mapping.rules()[rule]).mode)
         };
         if !before.is_synced() || before.mapping == after.mapping && before.mode == after.mode {
             return Ok(());
@@ -439,7 +437,7 @@ fn kept_state(
     if kept.rules.len() != state.rules.len() {
         kept.skipped.clear();
     }
-    kept.exceptions.retain(|path, _| after.mapping.forward(path).is_some());
+    kept.exceptions.retain(|path, _| after.mapping.owner(path).is_some());
     kept
 }
 
@@ -624,7 +622,7 @@ impl Scheduler {
             progress: &active.progress,
             cancel: &active.cancel,
         };
-        let kind = backend.target.kind();
+        let kind = backend.target.kind().as_str();
         let outcome = |done: &Option<Result<Done, Stopped>>| match done {
             Some(Ok(done)) => done.outcome.as_str(),
             Some(Err(_)) | None => "ended",
@@ -705,7 +703,7 @@ impl Scheduler {
         tx = runs.put_lines(tx, key, &run, Lines::Failed, &done.failed);
         tx = tx.put(event_at.clone(), records.seal(&event_at, &event));
         commit(records, jobs.finish(tx, claim, Some((due, &job)))).await?;
-        let metrics = self.sync.metrics_of(key, metrics, backend.target.kind());
+        let metrics = self.sync.metrics_of(key, metrics, backend.target.kind().as_str());
         metrics.sync_run(done.outcome.as_str(), took);
         if matches!(done.outcome, Outcome::Complete | Outcome::Partial) {
             metrics.sync_succeeded(now);

@@ -23,7 +23,7 @@ mod vault;
 use std::borrow::Cow;
 use std::future::Future;
 
-use scaivault_domain::backend::{ProviderKind, Target};
+use scaivault_domain::backend::{ProviderKind, Target, Tls};
 use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::secret::{Kind, Metadata, SecretValue, State};
 use scaivault_domain::time::Timestamp;
@@ -357,6 +357,17 @@ impl SecretBackend for Backend {
 
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {
         each!(self, adapter => adapter.probe(lease).await)
+    }
+}
+
+/// Checks that the certificates of a configuration can be used.
+///
+/// # Errors
+/// `InvalidConfig`, if not.
+pub fn check_tls(tls: &Tls) -> Result<(), BackendError> {
+    match &tls.ca_cert {
+        Some(_) => tls::client_config(tls::Trust::of(&Tls { verify: true, ..tls.clone() })).map(drop),
+        None => Ok(()),
     }
 }
 

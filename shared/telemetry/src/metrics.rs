@@ -444,7 +444,7 @@ opaque!(Metrics, BackendMetrics, NodeMetrics);
 
 #[cfg(test)]
 mod tests {
-    use scaivault_domain::backend::HASHICORP_VAULT;
+    use scaivault_domain::backend::ProviderKind;
 
     use super::*;
 
@@ -455,7 +455,8 @@ mod tests {
     #[test]
     fn everything_that_operators_watch_is_rendered() {
         let metrics = Metrics::new();
-        let backend = metrics.backend(&BackendId::from_random([0; 10]), HASHICORP_VAULT);
+        let backend =
+            metrics.backend(&BackendId::from_random([0; 10]), ProviderKind::HashicorpVault.as_str());
         let node = metrics.node(&NodeName::parse("edge-1").expect("a name"));
         metrics.read(Some(Source::Proxy), Ok(()), Duration::from_millis(3));
         metrics.read(None, Err(Reason::PermissionDenied), Duration::from_micros(9));
@@ -513,7 +514,8 @@ mod tests {
     fn labels_are_a_closed_set_and_nothing_is_exemplified() {
         let metrics = Metrics::new();
         metrics.read(Some(Source::Local), Ok(()), Duration::from_millis(1));
-        let backend = metrics.backend(&BackendId::from_random([1; 10]), HASHICORP_VAULT);
+        let backend =
+            metrics.backend(&BackendId::from_random([1; 10]), ProviderKind::HashicorpVault.as_str());
         backend.request("login", "auth");
         backend.sync_run("failed", Duration::ZERO);
         backend.sync_secrets(&[("synced", 0)]);
@@ -533,7 +535,8 @@ mod tests {
     #[test]
     fn a_removed_backend_is_no_longer_reported() {
         let metrics = Metrics::new();
-        let backend = metrics.backend(&BackendId::from_random([2; 10]), HASHICORP_VAULT);
+        let backend =
+            metrics.backend(&BackendId::from_random([2; 10]), ProviderKind::HashicorpVault.as_str());
         backend.health(Health::Down);
         assert_eq!(series(&metrics.render(), "scaivault_backend_up").len(), 1);
         drop(backend);
@@ -543,7 +546,8 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_reported() {
         let metrics = Metrics::new();
-        let _backend = metrics.backend(&BackendId::from_random([3; 10]), HASHICORP_VAULT);
+        let _backend =
+            metrics.backend(&BackendId::from_random([3; 10]), ProviderKind::HashicorpVault.as_str());
         let text = metrics.render();
         assert!(series(&text, "scaivault_backend_up").is_empty(), "{text}");
         assert!(series(&text, "scaivault_control_plane_connected").is_empty(), "{text}");

@@ -1,5 +1,6 @@
 //! `scaivault.federation.v1`.
 
+mod provider;
 mod runs;
 mod spec;
 

@@ -124,6 +124,7 @@ fn bad_chunks() -> Vec<TenantViewChunk> {
         let mut vault = |change: &dyn Fn(&mut scaivault_proto::discovery::v1::VaultTarget)| {
             with(&|chunk| match chunk.backends[backend].target.as_mut().unwrap() {
                 backend_view::Target::HashicorpVault(vault) => change(vault),
+                _ => panic!("the fixtures have Vaults"),
             });
         };
         for endpoint in ["", "vault", "ftp://a", "https://u:p@a", "https://a?x=1", "https://a#x", "https://"]

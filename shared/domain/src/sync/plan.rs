@@ -18,7 +18,7 @@ use super::{ConflictPolicy, Fingerprint, Mode, SyncSettings, WritePolicy};
 use crate::backend::{BackendId, Naming};
 use crate::mapping::{PathMapping, RemoteName};
 use crate::path::SecretPath;
-use crate::secret::{State, Version};
+use crate::secret::{Metadata, State, Version};
 use crate::time::Timestamp;
 
 /// What both sides of a path looked like when they last agreed.
@@ -257,6 +257,8 @@ pub struct Listed {
     pub token: Option<String>,
     /// The state of the current version; `None`: the listing does not tell.
     pub state: Option<State>,
+    /// The custom metadata, where listings tell it and reads do not.
+    pub metadata: Option<Metadata>,
 }
 
 /// A whole listing. Half of one is none.
@@ -338,6 +340,8 @@ pub struct Step {
     pub rule: usize,
     /// What the listing said of it.
     pub token: Option<String>,
+    /// The custom metadata, where the listing tells it and a read does not.
+    pub metadata: Option<Metadata>,
     /// Never [`Decision::Nothing`] and never [`Decision::Skip`].
     pub decision: Decision,
 }
@@ -435,6 +439,7 @@ pub fn plan(
             name: name.clone().into_owned(),
             rule,
             token: token.map(str::to_owned),
+            metadata: listed.and_then(|listed| listed.metadata.clone()),
             decision,
         };
         if remote == Remote::Unlisted
@@ -452,8 +457,8 @@ pub fn plan(
         match scope.decide(rule, Local::Absent, compare(listed, None, scope.reread)) {
             Decision::Nothing => {}
             decision => {
-                let (name, token) = (listed.name.clone(), listed.token.clone());
-                plan.steps.push(Step { path, name, rule, token, decision });
+                let Listed { name, token, metadata, .. } = listed.clone();
+                plan.steps.push(Step { path, name, rule, token, metadata, decision });
             }
         }
     }

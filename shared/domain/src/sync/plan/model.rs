@@ -451,7 +451,7 @@ impl World {
             let name = RemoteName::with_literal(*name, 1);
             let token = (self.survey != Survey::Names).then(|| theirs.token());
             let state = (self.survey == Survey::TokensAndStates).then_some(state);
-            listing.names.push(Listed { name, token, state });
+            listing.names.push(Listed { name, token, state, metadata: None });
         }
         listing.forbidden = self.forbidden.iter().map(|name| RemoteName::new(*name)).collect();
         listing

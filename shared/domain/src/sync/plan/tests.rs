@@ -244,7 +244,12 @@ impl Scene {
 
     fn list(&mut self, name: &str, token: &str) -> &mut Listed {
         let name = RemoteName::with_literal(name, 1);
-        self.listing.names.push(Listed { name, token: Some(token.into()), state: Some(State::Active) });
+        self.listing.names.push(Listed {
+            name,
+            token: Some(token.into()),
+            state: Some(State::Active),
+            metadata: None,
+        });
         self.listing.names.last_mut().unwrap()
     }
 
@@ -334,7 +339,8 @@ fn only_what_changed_is_read() {
 fn a_listing_without_tokens_has_everything_read() {
     let mut scene = Scene::new(&[("e/**", "kv/**")]);
     scene.copy("e/a").base.as_mut().unwrap().token = String::new();
-    *scene.list("kv/a", "") = Listed { name: RemoteName::new("kv/a"), token: None, state: None };
+    *scene.list("kv/a", "") =
+        Listed { name: RemoteName::new("kv/a"), token: None, state: None, metadata: None };
     assert_eq!(steps(&scene.plan()), [("e/a", Decision::Read)]);
     scene.listing.names[0].token = Some(String::new());
     assert_eq!(steps(&scene.plan()), [("e/a", Decision::Read)]);

@@ -2,6 +2,7 @@
 
 pub(super) mod access;
 pub(super) mod backend;
+mod config;
 pub(super) mod mapping;
 pub(super) mod secret;
 pub(super) mod status;

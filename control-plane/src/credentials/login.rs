@@ -1,0 +1,61 @@
+//! Logging in to a store, whichever it is.
+
+use std::time::Duration;
+
+use scaivault_domain::backend::Provider;
+use scaivault_domain::lease::Material;
+use scaivault_domain::secret::SecretValue;
+use scaivault_domain::{Error, Reason};
+
+use super::{Holder, Issued, vault};
+
+/// Checks that a stored credential has what the login needs; nobody is called.
+///
+/// # Errors
+/// `credential_unusable`, naming the field.
+pub(super) fn check(provider: &Provider, credential: &SecretValue) -> Result<(), Error> {
+    match provider {
+        Provider::HashicorpVault { login, .. } => {
+            vault::Credential::parse(provider, &login.method, credential).map(drop)
+        }
+        Provider::AwsSecretsManager { .. }
+        | Provider::AzureKeyVault { .. }
+        | Provider::GoogleSecretManager { .. } => Ok(()),
+    }
+}
+
+/// Logs in for `holder`, with the stored credential if the login has one.
+///
+/// # Errors
+/// What the store, or the provider's token service, did wrong.
+pub(super) async fn log_in(
+    provider: &Provider,
+    credential: Option<&SecretValue>,
+    holder: Holder,
+) -> Result<Issued, Error> {
+    match (provider, credential) {
+        (Provider::HashicorpVault { target, login }, Some(value)) => {
+            let credential = vault::Credential::parse(provider, &login.method, value)?;
+            vault::log_in(target, login, credential, holder).await
+        }
+        _ => Err(Error::new(Reason::Unsupported, "not there yet")),
+    }
+}
+
+/// Renews what a login gave; how long it lasts from now.
+///
+/// # Errors
+/// What the store did wrong.
+pub(super) async fn renew(provider: &Provider, material: &Material) -> Result<Option<Duration>, Error> {
+    match provider {
+        Provider::HashicorpVault { target, .. } => vault::renew(target, material).await,
+        _ => Err(Error::new(Reason::Unsupported, "these are not renewed but issued again")),
+    }
+}
+
+/// Revokes what a login gave, as far as the store can.
+pub(super) async fn revoke(provider: &Provider, material: &Material) {
+    if let Provider::HashicorpVault { target, .. } = provider {
+        vault::revoke(target, material).await;
+    }
+}

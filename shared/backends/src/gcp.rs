@@ -183,20 +183,20 @@ impl SecretBackend for GcpBackend {
 
     async fn history(&self, lease: &Lease, name: &RemoteName) -> Result<Vec<RemoteVersion>, BackendError> {
         let path = format!("{}/versions", self.secret_path(name)?);
-        let mut versions: Vec<RemoteVersion> = Vec::new();
+        let mut versions: Vec<Version> = Vec::new();
         let mut after = None;
         loop {
             let read = |answer| wire::versions(&answer, name);
             let Part { items, next } = self.part(lease, &path, after.as_ref(), read).await?;
-            versions.extend(items.into_iter().map(RemoteVersion::from));
+            versions.extend(items);
             after = next;
             if after.is_none() || versions.len() >= MOST_VERSIONS {
                 break;
             }
         }
-        // They come "sorted in reverse by create_time".
-        versions.reverse();
-        Ok(versions)
+        // Google gives the newest first; not everything that speaks its protocol does.
+        versions.sort_unstable_by_key(|version| version.number);
+        Ok(versions.into_iter().map(RemoteVersion::from).collect())
     }
 
     async fn read_version(

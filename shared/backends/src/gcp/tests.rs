@@ -230,7 +230,8 @@ async fn refusals_say_what_to_do() {
         assert!(!error.to_string().contains("SECRET"));
     }
     // Whatever answers so is not Google: nothing may be deleted for it.
-    for body in ["{}", r#"{"error":"not found"}"#, r#"{"error":{"code":404}}"#] {
+    let disagreeing = r#"{"error":{"code":404,"message":"m","status":"INTERNAL"}}"#;
+    for body in ["{}", r#"{"error":"not found"}"#, r#"{"error":{"code":404}}"#, disagreeing] {
         assert!(matches!(failure(|_| json(404, body)).await, BackendError::InvalidAnswer(_)), "{body}");
     }
 }
@@ -545,6 +546,17 @@ async fn a_value_that_is_too_large_is_not_sent() {
     assert!(server.paths().is_empty());
     let write = to_write(&[b'x'; 65_536], at("1"), &[]);
     assert_eq!(gcp.write(&lease(), &name("db"), &write).await, Err(BackendError::PreconditionLost));
+}
+
+#[tokio::test]
+async fn an_empty_value_is_refused_with_its_reason() {
+    let (_server, gcp) = writable(|call| match call {
+        "GET /v1/projects/acme/secrets/db/versions/latest" => json(200, &version(7, "ENABLED")),
+        _ => json(400, r#"{"error":{"code":400,"message":"m","status":"INVALID_ARGUMENT"}}"#),
+    })
+    .await;
+    let refused = gcp.write(&lease(), &name("db"), &to_write(b"", at("7"), &[])).await;
+    assert_eq!(refused, Err(BackendError::InvalidAnswer("it takes no empty value")));
 }
 
 #[tokio::test]

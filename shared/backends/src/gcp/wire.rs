@@ -90,23 +90,22 @@ pub(super) fn success(answer: Answer) -> Result<Answer, Refusal> {
             _ => FOREIGN,
         }));
     };
-    Err(match &*error.status {
-        "UNAUTHENTICATED" => Refusal::Error(BackendError::LoginExpired),
-        "PERMISSION_DENIED" if error.has_reason("SERVICE_DISABLED") => Refusal::Error(
-            BackendError::InvalidConfig("the Secret Manager API is not enabled in the project"),
-        ),
-        "PERMISSION_DENIED" if error.has_reason("ACCESS_TOKEN_SCOPE_INSUFFICIENT") => {
+    // AIP-193 has one status for each code; an answer in which they disagree is nobody's "not found".
+    Err(match (status, &*error.status) {
+        (401, _) => Refusal::Error(BackendError::LoginExpired),
+        (403, _) if error.has_reason("SERVICE_DISABLED") => Refusal::Error(BackendError::InvalidConfig(
+            "the Secret Manager API is not enabled in the project",
+        )),
+        (403, _) if error.has_reason("ACCESS_TOKEN_SCOPE_INSUFFICIENT") => {
             Refusal::Error(BackendError::InvalidConfig("the login's token lacks the scope `cloud-platform`"))
         }
-        "PERMISSION_DENIED" => Refusal::Denied,
-        "NOT_FOUND" => Refusal::Error(BackendError::NotFound),
-        "ALREADY_EXISTS" => Refusal::AlreadyExists,
-        "FAILED_PRECONDITION" | "ABORTED" => Refusal::Precondition,
-        "RESOURCE_EXHAUSTED" => Refusal::Error(BackendError::Throttled { retry_after: None }),
-        "UNAVAILABLE" | "INTERNAL" | "DEADLINE_EXCEEDED" | "CANCELLED" => {
-            Refusal::Error(BackendError::Server { status })
-        }
-        "INVALID_ARGUMENT" => {
+        (403, _) => Refusal::Denied,
+        (404, "NOT_FOUND") => Refusal::Error(BackendError::NotFound),
+        (409, "ALREADY_EXISTS") => Refusal::AlreadyExists,
+        (400, "FAILED_PRECONDITION") | (409, "ABORTED") => Refusal::Precondition,
+        (_, "RESOURCE_EXHAUSTED") => Refusal::Error(BackendError::Throttled { retry_after: None }),
+        (499, _) => Refusal::Error(BackendError::Server { status }),
+        (400, "INVALID_ARGUMENT") => {
             Refusal::Error(BackendError::InvalidAnswer("it takes the request for malformed"))
         }
         _ => Refusal::Error(BackendError::InvalidAnswer("a status that this request cannot have")),

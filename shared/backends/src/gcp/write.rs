@@ -64,6 +64,9 @@ impl GcpBackend {
         let added = match (self.add(lease, name, &path, &write.value).await, &base) {
             (Err(BackendError::NotFound), Base::PerhapsEmpty) => return Err(BackendError::Forbidden),
             (Err(BackendError::NotFound), _) => return Err(BackendError::PreconditionLost),
+            (Err(BackendError::InvalidAnswer(_)), _) if write.value.is_empty() => {
+                return Err(BackendError::InvalidAnswer("it takes no empty value"));
+            }
             (added, _) => added?,
         };
         let before = if let Base::Newest(number) = base { number } else { 0 };

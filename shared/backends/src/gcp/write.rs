@@ -102,8 +102,11 @@ impl GcpBackend {
         let body = newest.etag.map_or_else(|| json!({}), |etag| json!({ "etag": etag }));
         self.send(Method::POST, lease, &path, body.to_string().into_bytes().into()).await?;
         // One that was added meanwhile is what everybody reads now.
-        let newest = self.newest(lease, name).await?;
-        if newest.number.to_string() == expected { Ok(()) } else { Err(BackendError::PreconditionLost) }
+        match self.newest(lease, name).await {
+            Ok(now) if now.number > newest.number => Err(BackendError::PreconditionLost),
+            Ok(_) | Err(BackendError::NotFound | BackendError::NotActive(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The newest version.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use reqwest::header::HeaderValue;
 use reqwest::{Response, StatusCode};
-use scaivault_backends::vault_client;
+use scaivault_backends::{Egress, vault_client};
 use scaivault_domain::backend::{Endpoint, Tls, VaultTarget};
 use scaivault_domain::mapping::MAX_RULES;
 use scaivault_domain::path::SecretPath;
@@ -121,7 +121,7 @@ impl Vault {
     /// # Errors
     /// Why it cannot be read here, in one line.
     pub async fn federate(&self, dev: &Dev) -> anyhow::Result<Federated> {
-        let mounts = self.mounts().await?;
+        let mounts = self.mounts(&dev.egress).await?;
         let operator = dev.operator()?;
         let node = Address::from_shared(format!("http://{}", dev.node))?.connect().await?;
         let mut federation = FederationServiceClient::with_interceptor(node.clone(), operator.clone());
@@ -160,8 +160,8 @@ impl Vault {
     }
 
     /// Asks which KV stores the token sees.
-    async fn mounts(&self) -> anyhow::Result<Mounts> {
-        let client = vault_client(&self.target)?;
+    async fn mounts(&self, egress: &Egress) -> anyhow::Result<Mounts> {
+        let client = vault_client(&self.target, egress)?;
         let url = format!("{}/v1/sys/internal/ui/mounts", self.target.endpoint);
         let mut token = HeaderValue::from_str(self.token.expose_secret())
             .ok()

@@ -15,7 +15,7 @@ impl AwsBackend {
     ///
     /// # Errors
     /// None.
-    pub fn connect(_target: &AwsTarget) -> Result<Self, BackendError> {
+    pub fn connect(_target: &AwsTarget, _egress: &crate::Egress) -> Result<Self, BackendError> {
         Ok(AwsBackend {})
     }
 }

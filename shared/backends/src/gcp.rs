@@ -18,6 +18,7 @@ use scaivault_domain::secret::State;
 use secrecy::ExposeSecret;
 use zeroize::Zeroizing;
 
+use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::gcp::wire::{Part, Refusal, Secret, Version, number_of};
 use crate::http::{Answer, Body, Http, encode, encode_path};
@@ -56,13 +57,13 @@ impl GcpBackend {
     /// Prepares the connections; calls nobody yet.
     ///
     /// # Errors
-    /// `InvalidConfig`, if the CA certificate is unusable.
-    pub fn connect(target: &GcpTarget) -> Result<Self, BackendError> {
+    /// `InvalidConfig`, if the CA certificate is unusable; `EndpointRefused`, if `egress` refuses the address.
+    pub fn connect(target: &GcpTarget, egress: &Egress) -> Result<Self, BackendError> {
         let parent = target.parent();
         let segments = ["v1"].into_iter().chain(parent.split('/'));
         let parent =
             encode_path(segments).ok_or(BackendError::InvalidConfig("`project_id` is no project id"))?;
-        let http = Http::new(&target.endpoint(), &target.tls, HeaderMap::new())?;
+        let http = Http::new(&target.endpoint(), &target.tls, HeaderMap::new(), egress)?;
         Ok(GcpBackend { http, parent, is_regional: target.location.is_some() })
     }
 

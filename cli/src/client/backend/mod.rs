@@ -365,6 +365,62 @@ struct Status {
     nodes: Vec<Node>,
     #[serde(skip_serializing_if = "Option::is_none")]
     login_expire_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    call_budget: Option<CallBudget>,
+}
+
+#[derive(Serialize)]
+struct CallBudget {
+    quotas: Vec<Quota>,
+    concurrency: u32,
+    max_concurrency: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    throttled_until: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct Quota {
+    quota: String,
+    per_second: f64,
+    burst: f64,
+    remaining: f64,
+}
+
+impl From<scaivault_proto::federation::v1::CallBudget> for CallBudget {
+    fn from(budget: scaivault_proto::federation::v1::CallBudget) -> Self {
+        let quotas = budget.quotas.into_iter().map(|left| Quota {
+            quota: left.quota,
+            per_second: left.per_second,
+            burst: left.burst,
+            remaining: left.remaining,
+        });
+        CallBudget {
+            quotas: quotas.collect(),
+            concurrency: budget.concurrency,
+            max_concurrency: budget.max_concurrency,
+            throttled_until: wire::time(budget.throttled_until),
+            reason: budget.reason,
+        }
+    }
+}
+
+impl CallBudget {
+    fn calls(&self) -> String {
+        match self.reason.as_str() {
+            "" => format!("{} at once", self.concurrency),
+            reason => format!("{} of {}: {reason}", self.concurrency, self.max_concurrency),
+        }
+    }
+
+    fn quotas(&self) -> String {
+        let left = |quota: &Quota| {
+            let Quota { quota, per_second, remaining, .. } = quota;
+            format!("{quota} {per_second:.0}/s, {remaining:.0} now")
+        };
+        self.quotas.iter().map(left).collect::<Vec<_>>().join("; ")
+    }
 }
 
 #[derive(Serialize)]
@@ -428,6 +484,7 @@ impl From<GetBackendStatusResponse> for Status {
             generation: answer.generation,
             nodes: answer.nodes.into_iter().map(node).collect(),
             login_expire_time: wire::time(answer.login_expire_time),
+            call_budget: answer.call_budget.map(CallBudget::from),
         }
     }
 }
@@ -454,6 +511,8 @@ impl Status {
             ("probed", connection.probe_time.clone().unwrap_or_default()),
             ("breaker", connection.breaker.clone()),
             ("failed probes", if failures > 0 { failures.to_string() } else { String::new() }),
+            ("calls", self.call_budget.as_ref().map(CallBudget::calls).unwrap_or_default()),
+            ("call budget", self.call_budget.as_ref().map(CallBudget::quotas).unwrap_or_default()),
             ("login ends", self.login_expire_time.clone().unwrap_or_default()),
             ("generation", self.generation.to_string()),
         ]);

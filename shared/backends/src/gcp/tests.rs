@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use super::*;
 use crate::Expected;
-use crate::testing::{self, Reply, Server, json, with_header};
+use crate::testing::{self, Reply, Server, egress, json, with_header};
 
 const SECRETS: &str = "/v1/projects/acme/secrets";
 const LATEST_OF_DB: &str = "/v1/projects/acme/secrets/db/versions/latest";
@@ -39,7 +39,7 @@ fn target(server: &Server) -> GcpTarget {
 
 async fn gcp(reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Server, GcpBackend) {
     let server = Server::start(reply).await;
-    let gcp = GcpBackend::connect(&target(&server)).expect("a usable target");
+    let gcp = GcpBackend::connect(&target(&server), &egress()).expect("a usable target");
     (server, gcp)
 }
 
@@ -50,7 +50,7 @@ async fn writable(reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Ser
         reply(&format!("{method} {path}"))
     })
     .await;
-    let gcp = GcpBackend::connect(&target(&server)).expect("a usable target");
+    let gcp = GcpBackend::connect(&target(&server), &egress()).expect("a usable target");
     (server, gcp)
 }
 
@@ -123,7 +123,7 @@ async fn regional_secrets_lie_in_their_location() {
         location: Some("europe-west3".into()),
         ..target(&server)
     };
-    let gcp = GcpBackend::connect(&target).expect("a usable target");
+    let gcp = GcpBackend::connect(&target, &egress()).expect("a usable target");
     gcp.read(&lease(), &name("db")).await.expect("a value");
     let path = "/v1/projects/example.com%3Aacme/locations/europe-west3/secrets/db/versions/latest:access";
     assert_eq!(server.paths(), [path]);

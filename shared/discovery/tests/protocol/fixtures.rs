@@ -101,6 +101,7 @@ pub(crate) fn lease(number: u8, id: &str) -> LeasePush {
         id: id.into(),
         remaining: Some(Duration::from_secs(600)),
         material: Material::VaultToken("hvs.token".to_owned().into()),
+        slice: None,
     }
 }
 

@@ -2,16 +2,16 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use prost::Message as _;
-use scaivault_discovery::wire::LeasePush;
 use scaivault_discovery::wire::{
     absence_from_wire, absence_to_wire, copy_from_wire, copy_to_wire, freshness_from_wire, freshness_to_wire,
     grant_from_wire, grant_to_wire, held_from_wire, held_to_wire, lease_from_wire, lease_to_wire,
     refusal_from_wire, refusal_to_wire, view_chunks, view_from_chunks,
 };
-use scaivault_discovery::{LeaseRefusal, MAX_MESSAGE_BYTES, SecretCopy};
+use scaivault_discovery::{LeasePush, LeaseRefusal, MAX_MESSAGE_BYTES, SecretCopy};
 use scaivault_domain::backend::{
     AwsRegion, AwsTarget, AzureTarget, Endpoint, GcpTarget, ProjectId, Target, Tls,
 };
+use scaivault_domain::budget::{Share, Slice};
 use scaivault_domain::error::Reason;
 use scaivault_domain::lease::Material;
 use scaivault_domain::mapping::{GivenRule, Overrides, PathMapping};
@@ -86,8 +86,10 @@ fn everything_arrives_as_it_was_sent() {
     }
     let grant = grant_from_wire(grant_to_wire(&hash(1), 9, &caller(1, 2)));
     assert_eq!(grant, Ok((hash(1), 9, caller(1, 2))));
-    let sent = lease(3, "lease-1");
+    let slice = Slice { budget: "b1".into(), share: Share::among(3) };
+    let sent = LeasePush { slice: Some(slice), ..lease(3, "lease-1") };
     let arrived = lease_from_wire(lease_to_wire(&sent)).unwrap();
+    assert_eq!(arrived.slice, sent.slice);
     assert_eq!((&arrived.key, &arrived.id, arrived.remaining), (&sent.key, &sent.id, sent.remaining));
     assert_eq!(exposed(&arrived.material), exposed(&sent.material));
     let keys = |session_token: Option<&str>| Material::AwsKeys {

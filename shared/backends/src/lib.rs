@@ -436,10 +436,12 @@ pub fn permission(kind: ProviderKind, operation: Operation) -> &'static str {
             "`secretmanager.secrets.list` and `secretmanager.versions.list` (role `roles/secretmanager.viewer`) on the project"
         }
         (ProviderKind::GoogleSecretManager, Operation::Write) => {
-            "`secretmanager.versions.add` (role `roles/secretmanager.secretVersionManager`) on the secret"
+            "`secretmanager.versions.add` and `.get` (role `roles/secretmanager.secretVersionManager`) on the secret, \
+             `secretmanager.secrets.create` on the project for new ones, `secretmanager.secrets.get` and `.update` for \
+             metadata"
         }
         (ProviderKind::GoogleSecretManager, Operation::Delete) => {
-            "`secretmanager.secrets.delete` on the secret"
+            "`secretmanager.versions.disable` (role `roles/secretmanager.secretVersionManager`) on the secret"
         }
     }
 }

@@ -239,7 +239,8 @@ impl<L: Leases> Background<L> {
     /// Asks once more before a name counts as closed to us, for it does until the next run: a token that was revoked a
     /// moment ago may still pass for one that may not read.
     async fn certain<T>(&self, lease: &Lease, answer: Result<T, BackendError>) -> Result<T, BackendError> {
-        if matches!(answer, Err(BackendError::Forbidden)) && self.connection.backend().may_mistake_refusals() {
+        if matches!(answer, Err(BackendError::Forbidden)) && self.connection.backend().may_mistake_refusals()
+        {
             self.connection.budget().debit(Quota::Lists, 1);
             self.connection.backend().probe(lease).await?;
         }

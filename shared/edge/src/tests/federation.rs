@@ -140,7 +140,9 @@ async fn the_examples_of_the_documents_are_taken_as_they_stand() {
 #[tokio::test]
 async fn a_field_of_another_store_is_named() {
     let (_, router) = front();
-    for (example, field) in [(REFERENCE, "region"), (AWS, "vault_url"), (AZURE, "project_id"), (GCP, "region")] {
+    for (example, field) in
+        [(REFERENCE, "region"), (AWS, "vault_url"), (AZURE, "project_id"), (GCP, "region")]
+    {
         let mut body: Value = serde_json::from_str(example).unwrap();
         body["config"][field] = json!("x");
         let answer = create(&router, &body.to_string()).await;

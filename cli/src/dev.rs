@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use scaivault_control_plane::credentials::own;
 use scaivault_control_plane::service::federation::Limits;
 use scaivault_control_plane::{app as control_plane, bootstrap};
 use scaivault_data_plane::app as data_plane;
@@ -111,6 +112,7 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
         node_listen: loopback,
         tls: None,
         limits: Limits { plaintext: true, unverified_tls: true, sync_interval: Duration::from_secs(1) },
+        own: own::Settings::default(),
         unreachable_after: Duration::from_secs(60),
         audit_rotate: Duration::from_secs(1),
     };

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use scaivault_domain::backend::ListedHosts;
 use scaivault_domain::sync::MIN_INTERVAL;
 use scaivault_domain::time::parse_duration;
 use scaivault_seal::RootKey;
 use scaivault_telemetry::{Format, TelemetryConfig, TraceConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
+
+use crate::credentials::own;
 
 /// What can be set. Every name is a flag, an environment variable and a key of the file alike.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -54,6 +57,13 @@ pub struct Options {
     /// How old the oldest row of the audit journal may be before its file is closed and kept [default: 10s]
     #[arg(long, env = "SCAIVAULT_AUDIT_ROTATE", value_name = "DURATION")]
     pub audit_rotate: Option<String>,
+    /// Let ScaiVault's own identities, where they are granted to a tenant, go to this host too: a name, an address or
+    /// `*.suffix`. Without it they go to the providers' own addresses only. May be given more than once
+    #[arg(long, env = "SCAIVAULT_OWN_IDENTITY_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    pub own_identity_hosts: Vec<String>,
+    /// File with the token of the Kubernetes service account that logs in to Vault [default: where Kubernetes puts it]
+    #[arg(long, env = "SCAIVAULT_KUBERNETES_TOKEN_FILE", value_name = "FILE")]
+    pub kubernetes_token_file: Option<PathBuf>,
     /// What to log, e.g. `info,scaivault_edge=debug`
     #[arg(long, env = "SCAIVAULT_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -84,6 +94,8 @@ pub struct Config {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// What configurations of backends may say.
     pub limits: crate::service::federation::Limits,
+    /// The identities of ScaiVault's own.
+    pub own: own::Settings,
     /// How long a breaker is open before the backend is called unreachable.
     pub unreachable_after: Duration,
     /// How old the oldest row of an open journal file may be.
@@ -113,6 +125,12 @@ impl Options {
             allow_unverified_tls: self.allow_unverified_tls || file.allow_unverified_tls,
             unreachable_after: self.unreachable_after.or(file.unreachable_after),
             audit_rotate: self.audit_rotate.or(file.audit_rotate),
+            own_identity_hosts: if self.own_identity_hosts.is_empty() {
+                file.own_identity_hosts
+            } else {
+                self.own_identity_hosts
+            },
+            kubernetes_token_file: self.kubernetes_token_file.or(file.kubernetes_token_file),
             log: self.log.or(file.log),
             log_json: self.log_json || file.log_json,
             min_sync_interval: self.min_sync_interval.or(file.min_sync_interval),
@@ -187,6 +205,10 @@ impl Options {
                 unverified_tls: self.allow_unverified_tls,
                 sync_interval: duration("min-sync-interval", &self.min_sync_interval, MIN_INTERVAL)?,
             },
+            own: own::Settings {
+                hosts: ListedHosts::parse(&self.own_identity_hosts).context("--own-identity-hosts")?,
+                kubernetes_token_file: self.kubernetes_token_file.clone(),
+            },
             unreachable_after: duration(
                 "unreachable-after",
                 &self.unreachable_after,
@@ -207,6 +229,14 @@ mod tests {
         assert!(open.clone().parse().is_err());
         assert!(Options { plaintext: true, ..open }.parse().is_ok());
         assert!(Options::default().parse().is_ok());
+    }
+
+    #[test]
+    fn a_host_for_identities_that_is_none_is_named() {
+        let with =
+            |host: &str| Options { own_identity_hosts: vec![host.into()], ..Options::default() }.parse();
+        assert!(format!("{:#}", with("https://vault").unwrap_err()).contains("--own-identity-hosts"));
+        assert!(with("*.vault.internal").is_ok());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use scaivault_domain::lease::Material;
 use scaivault_domain::secret::SecretValue;
 use scaivault_domain::{Error, Reason};
 
-use super::{Holder, Issued, vault};
+use super::{Asking, Issued, aws, vault};
 
 /// Checks that a stored credential has what the login needs; nobody is called.
 ///
@@ -18,25 +18,28 @@ pub(super) fn check(provider: &Provider, credential: &SecretValue) -> Result<(),
         Provider::HashicorpVault { login, .. } => {
             vault::Credential::parse(provider, &login.method, credential).map(drop)
         }
-        Provider::AwsSecretsManager { .. }
-        | Provider::AzureKeyVault { .. }
-        | Provider::GoogleSecretManager { .. } => Ok(()),
+        Provider::AwsSecretsManager { .. } => aws::Keys::parse(provider, credential).map(drop),
+        Provider::AzureKeyVault { .. } | Provider::GoogleSecretManager { .. } => Ok(()),
     }
 }
 
-/// Logs in for `holder`, with the stored credential if the login has one.
+/// Logs in as `asking`, with the stored credential if the login has one.
 ///
 /// # Errors
 /// What the store, or the provider's token service, did wrong.
 pub(super) async fn log_in(
     provider: &Provider,
     credential: Option<&SecretValue>,
-    holder: Holder,
+    asking: &Asking<'_>,
 ) -> Result<Issued, Error> {
     match (provider, credential) {
         (Provider::HashicorpVault { target, login }, Some(value)) => {
             let credential = vault::Credential::parse(provider, &login.method, value)?;
-            vault::log_in(target, login, credential, holder).await
+            vault::log_in(target, login, credential, asking.holder).await
+        }
+        (Provider::AwsSecretsManager { target, login }, value) => {
+            let keys = value.map(|value| aws::Keys::parse(provider, value)).transpose()?;
+            aws::log_in(target, login, keys, asking).await
         }
         _ => Err(Error::new(Reason::Unsupported, "not there yet")),
     }

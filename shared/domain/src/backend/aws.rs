@@ -122,6 +122,16 @@ impl AwsLogin {
             None => Cow::Owned(region.service("sts")),
         }
     }
+
+    /// How the connection to STS is secured: as that to the store, unless only the store is at an address of its own.
+    /// Then the certificates are of that address, and AWS's own STS has public ones.
+    pub fn sts_tls<'t>(&self, target: &'t AwsTarget) -> Cow<'t, Tls> {
+        if target.endpoint.is_some() && self.sts_endpoint.is_none() {
+            Cow::Owned(Tls::default())
+        } else {
+            Cow::Borrowed(&target.tls)
+        }
+    }
 }
 
 /// A role that is assumed.

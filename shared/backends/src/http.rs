@@ -184,11 +184,14 @@ impl Http {
     }
 }
 
-fn header(response: &Response, name: HeaderName) -> Option<&str> {
+pub(crate) fn header(response: &Response, name: HeaderName) -> Option<&str> {
     response.headers().get(name)?.to_str().ok()
 }
 
-async fn read_body(mut response: Response, limit: usize) -> Result<Zeroizing<Vec<u8>>, BackendError> {
+pub(crate) async fn read_body(
+    mut response: Response,
+    limit: usize,
+) -> Result<Zeroizing<Vec<u8>>, BackendError> {
     let announced = response.content_length().unwrap_or(0);
     let announced = usize::try_from(announced).unwrap_or(usize::MAX);
     if announced > limit {
@@ -205,7 +208,7 @@ async fn read_body(mut response: Response, limit: usize) -> Result<Zeroizing<Vec
 }
 
 /// What a failed exchange means. The error itself is dropped: it prints the URL.
-fn fault(error: &reqwest::Error) -> BackendError {
+pub(crate) fn fault(error: &reqwest::Error) -> BackendError {
     if error.is_connect() {
         return BackendError::Unreachable(connect_fault(error));
     }
@@ -249,13 +252,13 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)
     })
 }
 
-fn parse_date(text: &str) -> Option<Timestamp> {
+pub(crate) fn parse_date(text: &str) -> Option<Timestamp> {
     let date = jiff::fmt::rfc2822::parse(text).ok()?;
     Some(Timestamp::from_millis(date.timestamp().as_millisecond()))
 }
 
 /// Seconds, or a moment by the server's own clock, which need not be ours.
-fn parse_retry_after(text: &str, now: Option<Timestamp>) -> Option<Duration> {
+pub(crate) fn parse_retry_after(text: &str, now: Option<Timestamp>) -> Option<Duration> {
     match text.trim().parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
         Err(_) => Some(parse_date(text)?.since(now?)),

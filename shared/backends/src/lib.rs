@@ -31,7 +31,7 @@ use tokio::time::Instant;
 
 use crate::survey::{Calls, Found, Step};
 
-pub use crate::aws::AwsBackend;
+pub use crate::aws::{AwsBackend, aws_failure, aws_http_client};
 pub use crate::azure::AzureBackend;
 pub use crate::error::{BackendError, Class};
 pub use crate::gcp::GcpBackend;

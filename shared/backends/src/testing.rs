@@ -41,7 +41,7 @@ impl Server {
         Self::serve(None, move |path, _| reply(path)).await
     }
 
-    /// [`Self::start`], where the reply depends on the headers too.
+    /// [`Self::start`], where the reply depends on the headers and the body behind them too.
     pub(crate) async fn start_with_heads(
         reply: impl Fn(&str, &str) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -80,7 +80,7 @@ impl Server {
         Server { address, heads }
     }
 
-    /// The requests so far, as they came.
+    /// The requests so far, as they came, each with its body behind the head.
     pub(crate) fn heads(&self) -> Vec<String> {
         self.heads.lock().expect("no test panicked with it").clone()
     }
@@ -100,6 +100,12 @@ fn path_of(head: &str) -> &str {
     head.split(' ').nth(1).unwrap_or("")
 }
 
+fn length_of_body(head: &[u8]) -> usize {
+    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    length.map_or(0, |length| length.trim().parse().expect("our client counts right"))
+}
+
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     seen: &Mutex<Vec<String>>,
@@ -110,6 +116,11 @@ async fn converse(
         let Ok(byte) = stream.read_u8().await else { return };
         head.push(byte);
     }
+    let mut body = vec![0; length_of_body(&head)];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
+    head.append(&mut body);
     let head = String::from_utf8_lossy(&head).into_owned();
     let reply = reply(path_of(&head), &head);
     seen.lock().expect("no test panicked with it").push(head);

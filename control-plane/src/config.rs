@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use scaivault_backends::egress::{Egress, Policy, Private};
 use scaivault_domain::backend::ListedHosts;
 use scaivault_domain::sync::MIN_INTERVAL;
 use scaivault_domain::time::parse_duration;
@@ -64,6 +65,13 @@ pub struct Options {
     /// File with the token of the Kubernetes service account that logs in to Vault [default: where Kubernetes puts it]
     #[arg(long, env = "SCAIVAULT_KUBERNETES_TOKEN_FILE", value_name = "FILE")]
     pub kubernetes_token_file: Option<PathBuf>,
+    /// Let backends be at this host name, `*.suffix`, address or range, each with or without `:port`, although it is
+    /// loopback, link-local, reserved or a metadata service. May be given more than once
+    #[arg(long, env = "SCAIVAULT_EGRESS_ALLOW", value_name = "ENTRY", value_delimiter = ',')]
+    pub egress_allow: Vec<String>,
+    /// Let no backend be at a private address that --egress-allow does not name
+    #[arg(long, env = "SCAIVAULT_EGRESS_DENY_PRIVATE")]
+    pub egress_deny_private: bool,
     /// What to log, e.g. `info,scaivault_edge=debug`
     #[arg(long, env = "SCAIVAULT_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -131,6 +139,8 @@ impl Options {
                 self.own_identity_hosts
             },
             kubernetes_token_file: self.kubernetes_token_file.or(file.kubernetes_token_file),
+            egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
+            egress_deny_private: self.egress_deny_private || file.egress_deny_private,
             log: self.log.or(file.log),
             log_json: self.log_json || file.log_json,
             min_sync_interval: self.min_sync_interval.or(file.min_sync_interval),
@@ -195,6 +205,8 @@ impl Options {
             None => Ok(default),
             Some(text) => parse_duration(text).map_err(|fault| anyhow::anyhow!("--{name} {fault}")),
         };
+        let private = if self.egress_deny_private { Private::Refused } else { Private::Allowed };
+        let egress = Policy::of_settings(&self.egress_allow, private).context("--egress-allow")?;
         Ok(Config {
             data_dir: self.data_dir().to_owned(),
             listen,
@@ -204,6 +216,7 @@ impl Options {
                 plaintext: self.allow_plaintext_backends,
                 unverified_tls: self.allow_unverified_tls,
                 sync_interval: duration("min-sync-interval", &self.min_sync_interval, MIN_INTERVAL)?,
+                egress: Egress::new(egress),
             },
             own: own::Settings {
                 hosts: ListedHosts::parse(&self.own_identity_hosts).context("--own-identity-hosts")?,
@@ -240,13 +253,23 @@ mod tests {
     }
 
     #[test]
+    fn an_egress_entry_that_means_nothing_is_named() {
+        let with = |entry: &str| Options { egress_allow: vec![entry.into()], ..Options::default() }.parse();
+        assert!(format!("{:#}", with("127.1").unwrap_err()).starts_with("--egress-allow: `127.1`"));
+        assert!(with("127.0.0.1:8200").is_ok());
+    }
+
+    #[test]
     fn a_flag_wins_over_the_file_and_unknown_settings_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("control-plane.toml");
-        std::fs::write(&file, "data-dir = \"/file\"\naudit-rotate = \"1s\"\n").unwrap();
+        std::fs::write(&file, "data-dir = \"/file\"\naudit-rotate = \"1s\"\negress-allow = [\"a\", \"b\"]\n")
+            .unwrap();
         let options =
             Options { config: Some(file.clone()), data_dir: Some("/flag".into()), ..Options::default() };
-        let config = options.with_file().unwrap().parse().unwrap();
+        let options = options.with_file().unwrap();
+        assert_eq!(options.egress_allow, ["a", "b"]);
+        let config = options.parse().unwrap();
         assert_eq!((config.data_dir, config.audit_rotate), ("/flag".into(), Duration::from_secs(1)));
         std::fs::write(&file, "datadir = \"/file\"\n").unwrap();
         assert!(Options { config: Some(file), ..Options::default() }.with_file().is_err());

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use scaivault_backends::background::Background;
 use scaivault_backends::connection::{self, Connection};
-use scaivault_backends::{EntryKind, RemoteSecret, RemoteVersion};
+use scaivault_backends::{Egress, EntryKind, RemoteSecret, RemoteVersion};
+use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::{Listing, RemoteName};
 use scaivault_domain::path::Folder;
 use scaivault_domain::tenant::TenantId;
@@ -22,9 +23,9 @@ const MAX_CALLS: usize = 1000;
 pub struct Connections(connection::Connections<OwnLeases>);
 
 impl Connections {
-    /// Connections with the control plane's own logins.
-    pub fn new(leases: OwnLeases) -> Self {
-        Connections(connection::Connections::new(Arc::new(leases)))
+    /// Connections with the control plane's own logins, to where `egress` lets them lead.
+    pub fn new(leases: OwnLeases, egress: Egress) -> Self {
+        Connections(connection::Connections::new(Arc::new(leases), egress))
     }
 
     /// The connection to a backend.
@@ -33,6 +34,11 @@ impl Connections {
     /// When its target is unusable.
     pub fn of(&self, tenant: &TenantId, backend: &BackendView) -> Result<Arc<Connection<OwnLeases>>, Error> {
         self.0.of(tenant, backend)
+    }
+
+    /// The connection to a backend, if it is in use.
+    pub fn open(&self, key: &LeaseKey) -> Option<Arc<Connection<OwnLeases>>> {
+        self.0.open(key)
     }
 
     /// Forgets connections to backends that are gone.

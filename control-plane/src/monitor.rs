@@ -158,6 +158,9 @@ impl Monitor {
         loop {
             let started = tokio::time::Instant::now();
             let connection = self.connections.of(&key.tenant, &backend);
+            if let Ok(connection) = &connection {
+                metrics.flow(connection.guard().flow());
+            }
             let (outcome, breaker) = match &connection {
                 Ok(connection) => (connection.probe(backend.timeout).await, connection.guard().state()),
                 Err(error) => (Err(error.clone()), BreakerState::Closed),

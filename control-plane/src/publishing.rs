@@ -385,11 +385,12 @@ impl Publishing {
         };
         Ok(match self.credentials.for_nodes(key, &record.spec.provider) {
             NodeLease::Pending => LeaseState::Pending,
-            NodeLease::Held(lease) => LeaseState::Held(LeasePush {
+            NodeLease::Held(lease, slice) => LeaseState::Held(LeasePush {
                 key: key.clone(),
                 id: lease.id.clone(),
                 remaining: lease.expires_at.map(|end| end.saturating_duration_since(Instant::now())),
                 material: lease.material.clone(),
+                slice,
             }),
             NodeLease::Refused(error) => LeaseState::Refused(LeaseRefusal {
                 reason: Some(error.reason),

@@ -11,6 +11,8 @@ mod demo;
 mod dev_vault;
 mod discovery;
 mod documents;
+mod fake_azure;
+mod fake_gcp;
 mod flipping;
 mod journal;
 mod mapping;

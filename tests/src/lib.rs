@@ -5,6 +5,7 @@
 
 pub mod authority;
 pub mod collector;
+pub mod fakes;
 pub mod faults;
 pub mod http;
 pub mod planes;

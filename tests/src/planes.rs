@@ -34,6 +34,9 @@ use crate::{http, ports, wait};
 const LOG: &str = "info,scaivault_control_plane=debug,scaivault_data_plane=debug,scaivault_edge=debug,\
                    scaivault_backends=debug,scaivault_discovery=debug,scaivault_journal=debug";
 
+/// The servers of the testbed are on loopback, where backends may not be.
+pub const EGRESS: &str = "--egress-allow=127.0.0.1,localhost";
+
 /// How the planes are to run. The default: one node, connected directly, for every tenant.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -302,6 +305,7 @@ impl Planes {
             arguments.extend([flag.to_owned(), value]);
         }
         arguments.push("--allow-plaintext-backends".into());
+        arguments.push(EGRESS.into());
         arguments.extend(options.traces.iter().map(|endpoint| format!("--otlp-endpoint={endpoint}")));
         if options.allow_unverified_tls {
             arguments.push("--allow-unverified-tls".into());
@@ -381,6 +385,7 @@ impl Planes {
         ] {
             arguments.extend([flag.to_owned(), value]);
         }
+        arguments.push(EGRESS.into());
         let traces = self.options.traces.iter();
         arguments.extend(traces.map(|endpoint| format!("--otlp-endpoint={endpoint}")));
         if let Some(bytes) = self.options.audit_max_bytes {

@@ -49,14 +49,14 @@ fn main() -> ExitCode {
 }
 
 fn demo(args: &[&str]) -> Result {
-    tools::OPENBAO.install()?;
+    servers()?;
     eprintln!("building (some minutes the first time) …");
     run(&mut cargo(&["build", "--quiet", "--workspace", "--bins"]))?;
     become_program(command(&built("debug", "demo")?).args(args))
 }
 
 fn bench(args: &[&str]) -> Result {
-    tools::OPENBAO.install()?;
+    servers()?;
     eprintln!("building for release (some minutes the first time) …");
     let mut build = cargo(&["build", "--quiet", "--workspace", "--bins", "--release"]);
     #[cfg(target_arch = "x86_64")]
@@ -66,6 +66,13 @@ fn bench(args: &[&str]) -> Result {
     }
     run(&mut build)?;
     become_program(command(&built("release", "bench")?).args(args))
+}
+
+fn servers() -> Result {
+    for server in tools::SERVERS {
+        server.install()?;
+    }
+    Ok(())
 }
 
 fn lint(stages: &mut Stages) -> Result {
@@ -105,7 +112,7 @@ fn test(extent: Extent) -> Result {
     let tests: &[&str] = match extent {
         Extent::Full => {
             lint(&mut stages)?;
-            stages.run("servers", || Ok(tools::OPENBAO.install()?))?;
+            stages.run("servers", servers)?;
             &[]
         }
         Extent::Fast => {

@@ -618,6 +618,18 @@ async fn a_status_says_how_the_sync_stands_and_what_to_do() {
             id: request.id,
             name: "vault-prod".to_owned(),
             sync: Some(sync),
+            call_budget: Some(federation::CallBudget {
+                quotas: vec![federation::QuotaBudget {
+                    quota: "lists".to_owned(),
+                    per_second: 90.0,
+                    burst: 10.0,
+                    remaining: 2.0,
+                }],
+                concurrency: 8,
+                max_concurrency: 64,
+                reason: "slowed down by the backend to 8 calls at once".to_owned(),
+                ..Default::default()
+            }),
             ..Default::default()
         })
     };
@@ -629,6 +641,8 @@ async fn a_status_says_how_the_sync_stands_and_what_to_do() {
         &format!("{RUN}: applying, 5 of 19"),
         "2; `scaivault backend sync-report vault-prod` says why",
         &format!("`scaivault backend sync vault-prod --allow-deletes {RUN}`"),
+        "8 of 64: slowed down by the backend to 8 calls at once",
+        "lists 90/s, 2 now",
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
@@ -636,6 +650,10 @@ async fn a_status_says_how_the_sync_stands_and_what_to_do() {
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!((&json["last_sync"], &json["oldest_value_age_s"]), (&().into(), &90.into()));
     assert_eq!(json["running"]["progress"]["done"], 5);
+    assert_eq!(
+        (&json["call_budget"]["concurrency"], &json["call_budget"]["throttled_until"]),
+        (&8.into(), &().into())
+    );
 }
 
 #[tokio::test]

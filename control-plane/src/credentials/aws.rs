@@ -16,7 +16,7 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
-use scaivault_backends::{BackendError, aws_failure, aws_http_client};
+use scaivault_backends::{BackendError, Egress, aws_failure, aws_http_client};
 use scaivault_domain::backend::{AwsLogin, AwsRole, AwsTarget, Provider};
 use scaivault_domain::lease::Material;
 use scaivault_domain::secret::SecretValue;
@@ -112,7 +112,7 @@ pub(crate) async fn log_in(
         Some(keys) => (keys, Whose::Stored),
         None => (asking.own.aws.keys().await?, Whose::Ours),
     };
-    let sts = Sts::new(target, login, &keys, whose)?;
+    let sts = Sts::new(target, login, &keys, whose, asking.egress)?;
     if let Some(role) = &login.role {
         return sts.assume(role, &session_name(asking), &keys).await;
     }
@@ -159,13 +159,19 @@ struct Sts {
 }
 
 impl Sts {
-    fn new(target: &AwsTarget, login: &AwsLogin, keys: &Keys, whose: Whose) -> Result<Self, Error> {
+    fn new(
+        target: &AwsTarget,
+        login: &AwsLogin,
+        keys: &Keys,
+        whose: Whose,
+        egress: &Egress,
+    ) -> Result<Self, Error> {
         let endpoint = login.sts_endpoint(&target.region);
         let config = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(target.region.as_str().to_owned()))
             .endpoint_url(endpoint.to_string())
-            .http_client(aws_http_client(&endpoint, &login.sts_tls(target))?)
+            .http_client(aws_http_client(&endpoint, &login.sts_tls(target), egress)?)
             .credentials_provider(SharedCredentialsProvider::new(keys.for_sdk()))
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::disabled())
@@ -331,6 +337,7 @@ pub(super) mod tests {
 
     use axum::Router;
     use axum::http::StatusCode;
+    use scaivault_backends::egress::Policy;
     use scaivault_domain::backend::{AwsRegion, BackendId, Endpoint, RoleArn, Tls};
     use scaivault_domain::lease::LeaseKey;
     use scaivault_domain::tenant::TenantId;
@@ -380,7 +387,9 @@ pub(super) mod tests {
                 backend: BackendId::from_random([7; 10]),
             };
             let own = OwnIdentities::new(Settings::default()).unwrap();
-            log_in(&target, &login, Some(keys), &Asking { key: &key, holder, own: &own }).await
+            let egress = Egress::new(Policy::default().with_loopback());
+            let asking = Asking { key: &key, holder, own: &own, egress: &egress };
+            log_in(&target, &login, Some(keys), &asking).await
         }
     }
 

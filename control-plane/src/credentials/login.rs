@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use scaivault_backends::Egress;
 use scaivault_domain::backend::Provider;
 use scaivault_domain::lease::Material;
 use scaivault_domain::secret::SecretValue;
@@ -35,7 +36,7 @@ pub(super) async fn log_in(
     match (provider, credential) {
         (Provider::HashicorpVault { target, login }, Some(value)) => {
             let credential = vault::Credential::parse(provider, &login.method, value)?;
-            vault::log_in(target, login, credential, asking.holder).await
+            vault::log_in(target, login, credential, asking).await
         }
         (Provider::AwsSecretsManager { target, login }, value) => {
             let keys = value.map(|value| aws::Keys::parse(provider, value)).transpose()?;
@@ -49,16 +50,20 @@ pub(super) async fn log_in(
 ///
 /// # Errors
 /// What the store did wrong.
-pub(super) async fn renew(provider: &Provider, material: &Material) -> Result<Option<Duration>, Error> {
+pub(super) async fn renew(
+    provider: &Provider,
+    material: &Material,
+    egress: &Egress,
+) -> Result<Option<Duration>, Error> {
     match provider {
-        Provider::HashicorpVault { target, .. } => vault::renew(target, material).await,
+        Provider::HashicorpVault { target, .. } => vault::renew(target, material, egress).await,
         _ => Err(Error::new(Reason::Unsupported, "these are not renewed but issued again")),
     }
 }
 
 /// Revokes what a login gave, as far as the store can.
-pub(super) async fn revoke(provider: &Provider, material: &Material) {
+pub(super) async fn revoke(provider: &Provider, material: &Material, egress: &Egress) {
     if let Provider::HashicorpVault { target, .. } = provider {
-        vault::revoke(target, material).await;
+        vault::revoke(target, material, egress).await;
     }
 }

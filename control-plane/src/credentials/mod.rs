@@ -5,6 +5,7 @@
 //! itself. A login is renewed at half of its life.
 
 mod aws;
+mod budgets;
 mod login;
 pub mod own;
 mod vault;
@@ -14,10 +15,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use scaivault_backends::Lease;
+use scaivault_backends::budget::{Budget, Quotas};
 use scaivault_backends::connection::Leases;
+use scaivault_backends::{Egress, Lease};
 use scaivault_domain::audit::{Action, AuditRow};
-use scaivault_domain::backend::Provider;
+use scaivault_domain::backend::{Provider, Target};
+use scaivault_domain::budget::Slice;
 use scaivault_domain::lease::{LeaseKey, Material};
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::secret::SecretValue;
@@ -27,6 +30,8 @@ use scaivault_domain::{Error, Reason};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use self::budgets::Budgets;
+use self::budgets::Shared;
 use self::own::OwnIdentities;
 use crate::audit::{Audit, unique};
 use crate::model::TenantRecord;
@@ -59,6 +64,7 @@ pub(crate) struct Asking<'a> {
     pub(crate) key: &'a LeaseKey,
     pub(crate) holder: Holder,
     pub(crate) own: &'a OwnIdentities,
+    pub(crate) egress: &'a Egress,
 }
 
 /// A login that succeeded.
@@ -107,6 +113,8 @@ struct Login {
     key: LeaseKey,
     provider: Provider,
     holder: Holder,
+    /// What the credential may ask of the store.
+    budget: Arc<Shared>,
     state: watch::Sender<State>,
     /// One login at a time; whoever comes meanwhile takes its outcome.
     turn: tokio::sync::Mutex<()>,
@@ -117,8 +125,8 @@ struct Login {
 pub enum NodeLease {
     /// The login is under way; the nudge tells when it has ended.
     Pending,
-    /// Here it is.
-    Held(Arc<Lease>),
+    /// Here it is, with the node's part of the call budget.
+    Held(Arc<Lease>, Option<Slice>),
     /// It cannot be had.
     Refused(Error),
 }
@@ -129,8 +137,10 @@ pub struct Credentials {
     configurations: Arc<Configurations>,
     audit: Arc<Audit>,
     logins: Mutex<HashMap<(LeaseKey, Holder), Arc<Login>>>,
+    budgets: Budgets,
     nudge: watch::Sender<u64>,
     own: OwnIdentities,
+    egress: Egress,
     me: Weak<Credentials>,
 }
 
@@ -141,22 +151,26 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Logins with the credentials in `records`, and with our `own` identities. `nudge` is moved whenever a lease for
-    /// nodes has changed.
+    /// Logins with the credentials in `records` and with our `own` identities, to where `egress` lets them lead. `nudge`
+    /// is moved whenever a lease for nodes has changed.
     pub fn new(
         records: Records,
         configurations: Arc<Configurations>,
         audit: Arc<Audit>,
+        budgets: Budgets,
         nudge: watch::Sender<u64>,
         own: OwnIdentities,
+        egress: Egress,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Credentials {
             records,
             configurations,
             audit,
             logins: Mutex::default(),
+            budgets,
             nudge,
             own,
+            egress,
             me: me.clone(),
         })
     }
@@ -213,7 +227,7 @@ impl Credentials {
         let login = self.login(key, provider, Holder::Nodes);
         let state = login.state.borrow().clone();
         match state {
-            State::Held(held) if alive(&held) => NodeLease::Held(held.lease.clone()),
+            State::Held(held) if alive(&held) => NodeLease::Held(held.lease.clone(), login.budget.slice()),
             State::Failed { error, at } if at.elapsed() < PAUSE => NodeLease::Refused(error),
             State::Empty | State::Held(_) | State::Failed { .. } => {
                 if let Some(me) = self.me.upgrade() {
@@ -229,6 +243,19 @@ impl Credentials {
         let login = self.login(key, provider, Holder::Nodes);
         let (id, Some(me)) = (id.to_owned(), self.me.upgrade()) else { return };
         tokio::spawn(async move { me.hold(&login, Some(&id)).await });
+    }
+
+    /// Divides the call budgets among those who use them now; nodes are told if their parts have changed.
+    pub fn divide_budgets(&self) {
+        if self.budgets.divide() {
+            self.nudge.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// The control plane's part of what the credential of a backend may ask; `None` before its first login.
+    fn budget(&self, key: &LeaseKey) -> Option<Arc<Budget>> {
+        let logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(logins.get(&(key.clone(), Holder::ControlPlane))?.budget.budget().clone())
     }
 
     /// Why the last login for `holder` failed, if it did.
@@ -255,7 +282,7 @@ impl Credentials {
         logins.retain(|(key, _), login| {
             let keep = key.tenant != *tenant || kept(key);
             if !keep && let State::Held(held) = login.state.send_replace(State::Empty) {
-                revoke_later(login.clone(), held, Duration::ZERO);
+                revoke_later(login.clone(), held, Duration::ZERO, &self.egress);
             }
             keep
         });
@@ -272,13 +299,14 @@ impl Credentials {
             key: key.clone(),
             provider: provider.clone(),
             holder,
+            budget: self.budgets.of(&key.tenant, provider),
             state: watch::Sender::new(State::Empty),
             turn: tokio::sync::Mutex::default(),
         });
         if let Some(before) = logins.insert((key.clone(), holder), login.clone())
             && let State::Held(held) = before.state.send_replace(State::Empty)
         {
-            revoke_later(before, held, GRACE);
+            revoke_later(before, held, GRACE, &self.egress);
         }
         login
     }
@@ -321,13 +349,13 @@ impl Credentials {
                 let held = Arc::new(hold(issued));
                 let before = login.state.send_replace(State::Held(held.clone()));
                 if let State::Held(before) = before {
-                    revoke_later(login.clone(), before, GRACE);
+                    revoke_later(login.clone(), before, GRACE, &self.egress);
                 }
                 if self.is_current(login) {
                     self.renew_later(login, &held);
                 } else {
                     // The backend went, or changed, while the login was under way.
-                    revoke_later(login.clone(), held.clone(), GRACE);
+                    revoke_later(login.clone(), held.clone(), GRACE, &self.egress);
                 }
                 Ok(held)
             }
@@ -352,7 +380,8 @@ impl Credentials {
             self.check_own(tenant, &login.provider)
                 .await
                 .map_err(|error| Error { reason: Reason::BackendLoginFailed, ..error })?;
-            let asking = Asking { key: &login.key, holder: login.holder, own: &self.own };
+            let asking =
+                Asking { key: &login.key, holder: login.holder, own: &self.own, egress: &self.egress };
             login::log_in(&login.provider, credential.as_ref(), &asking).await
         };
         let outcome = tokio::time::timeout(LOGIN_TIMEOUT, attempt).await.unwrap_or_else(|_| {
@@ -368,7 +397,7 @@ impl Credentials {
             (Ok(()), outcome) => outcome,
             (Err(error), Ok(issued)) => {
                 // A login that is not written down is not used.
-                revoke_later(login.clone(), Arc::new(hold(issued)), Duration::ZERO);
+                revoke_later(login.clone(), Arc::new(hold(issued)), Duration::ZERO, &self.egress);
                 Err(error)
             }
             (Err(error), Err(_)) => Err(error),
@@ -393,7 +422,7 @@ impl Credentials {
     async fn renew(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>) {
         let still_allowed = self.check_own(&login.key.tenant, &login.provider).await.is_ok();
         if still_allowed && held.renewal == Renewal::Renew {
-            let renewed = login::renew(&login.provider, &held.lease.material).await;
+            let renewed = login::renew(&login.provider, &held.lease.material, &self.egress).await;
             // Towards the longest life that a backend allows, renewals give less and less; then a login is better.
             if let Ok(Some(ttl)) = renewed
                 && held.ttl.is_some_and(|first| ttl >= first / 2)
@@ -416,9 +445,9 @@ impl Credentials {
                 Ok(issued) => {
                     let next = Arc::new(hold(issued));
                     if self.replace(login, held, &next).await {
-                        revoke_later(login.clone(), held.clone(), GRACE);
+                        revoke_later(login.clone(), held.clone(), GRACE, &self.egress);
                     } else {
-                        revoke_later(login.clone(), next, Duration::ZERO);
+                        revoke_later(login.clone(), next, Duration::ZERO, &self.egress);
                     }
                 }
                 Err(error) => {
@@ -464,6 +493,10 @@ impl Leases for OwnLeases {
         let held = tokio::spawn(async move { credentials.hold(&login, refused.as_deref()).await });
         held.await.unwrap_or_else(|_| Err(Error::internal())).map(|held| held.lease.clone())
     }
+
+    fn budget(&self, key: &LeaseKey, target: &Target) -> Arc<Budget> {
+        self.0.budget(key).unwrap_or_else(|| Arc::new(Budget::new(Quotas::of(target))))
+    }
 }
 
 fn usable(login: &Login, refused: Option<&str>) -> Option<Arc<Held>> {
@@ -488,14 +521,15 @@ fn hold(issued: Issued) -> Held {
     Held { lease: Arc::new(lease), ttl, renewal: issued.renewal, revocation: issued.revocation }
 }
 
-fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration) {
+fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration, egress: &Egress) {
     if held.revocation == Revocation::Leave {
         return;
     }
+    let egress = egress.clone();
     tokio::spawn(async move {
         tokio::time::sleep(after).await;
         // Best effort: what cannot be revoked ends by itself.
-        login::revoke(&login.provider, &held.lease.material).await;
+        login::revoke(&login.provider, &held.lease.material, &egress).await;
     });
 }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 use http::{Request, Response};
 use rustify::endpoint::Endpoint;
 use rustify::errors::ClientError;
+use scaivault_backends::egress::refusal_in;
+use scaivault_backends::{BackendError, Egress};
 use scaivault_domain::backend::{Provider, VaultLogin, VaultMethod, VaultTarget};
 use scaivault_domain::lease::Material;
 use scaivault_domain::secret::SecretValue;
@@ -23,7 +25,7 @@ use vaultrs::api::token::requests::{
 use vaultrs::api::token::responses::LookupTokenResponse;
 use vaultrs::api::{AuthInfo, EndpointMiddleware, EndpointResult};
 
-use super::{Holder, Issued, Renewal, Revocation};
+use super::{Asking, Holder, Issued, Renewal, Revocation};
 
 /// Most bytes of an answer to a login.
 const MAX_ANSWER: usize = 1024 * 1024;
@@ -72,25 +74,26 @@ impl Credential {
     }
 }
 
-/// Logs in for `holder`.
+/// Logs in as `asking`.
 pub(crate) async fn log_in(
     target: &VaultTarget,
     login: &VaultLogin,
     credential: Credential,
-    holder: Holder,
+    asking: &Asking<'_>,
 ) -> Result<Issued, Error> {
+    let egress = asking.egress;
     match credential {
         Credential::Approle { role_id, secret_id } => {
-            let vault = Vault::new(target, None)?;
+            let vault = Vault::new(target, None, egress)?;
             let mut request = LoginWithApproleRequest::builder();
             request.mount(&login.mount).role_id(role_id.expose_secret()).secret_id(secret_id.expose_secret());
             let request = request.build().map_err(|_| Error::internal())?;
             issued(vault.auth(request).await.map_err(|error| refused(&error, Step::Login))?)
         }
         Credential::Token(token) => {
-            let vault = Vault::new(target, Some(&token))?;
+            let vault = Vault::new(target, Some(&token), egress)?;
             let own = own_token(&vault, &token).await?;
-            match holder {
+            match asking.holder {
                 Holder::ControlPlane => Ok(own),
                 Holder::Nodes => for_nodes(&vault, login, own).await,
             }
@@ -147,18 +150,22 @@ async fn for_nodes(vault: &Vault, login: &VaultLogin, own: Issued) -> Result<Iss
 }
 
 /// Renews a token; how long it lasts from now.
-pub(crate) async fn renew(target: &VaultTarget, material: &Material) -> Result<Option<Duration>, Error> {
+pub(crate) async fn renew(
+    target: &VaultTarget,
+    material: &Material,
+    egress: &Egress,
+) -> Result<Option<Duration>, Error> {
     let Material::VaultToken(token) = material else { return Err(Error::internal()) };
-    let vault = Vault::new(target, Some(token))?;
+    let vault = Vault::new(target, Some(token), egress)?;
     let request = RenewTokenSelfRequest::builder().build().map_err(|_| Error::internal())?;
     let info = vault.auth(request).await.map_err(|error| refused(&error, Step::Renewal))?;
     Ok((info.lease_duration > 0).then(|| Duration::from_secs(info.lease_duration)))
 }
 
 /// Revokes a token that a login gave.
-pub(crate) async fn revoke(target: &VaultTarget, material: &Material) {
+pub(crate) async fn revoke(target: &VaultTarget, material: &Material, egress: &Egress) {
     let Material::VaultToken(token) = material else { return };
-    let Ok(vault) = Vault::new(target, Some(token)) else { return };
+    let Ok(vault) = Vault::new(target, Some(token), egress) else { return };
     if let Err(error) = vault.revoke().await {
         tracing::debug!(status = status(&error), "a token was not revoked and ends by itself");
     }
@@ -194,6 +201,11 @@ enum Step {
 }
 
 fn refused(error: &ClientError, step: Step) -> Error {
+    if let ClientError::ResponseError { source } = error
+        && let Some(refusal) = refusal_in(source.as_ref())
+    {
+        return BackendError::from(refusal).into();
+    }
     let next = match step {
         Step::Login => "check the credential at `auth_config_path`, the auth mount and the namespace",
         Step::Child => "check `lease_policies` and the token's right to create children",
@@ -229,14 +241,14 @@ struct Vault {
 }
 
 impl Vault {
-    fn new(target: &VaultTarget, token: Option<&SecretString>) -> Result<Self, Error> {
+    fn new(target: &VaultTarget, token: Option<&SecretString>, egress: &Egress) -> Result<Self, Error> {
         // The middleware puts the version before the whole path, so a path of the endpoint must come with it.
         let mut origin = target.endpoint.url().clone();
         let folder = origin.path().trim_matches('/').to_owned();
         origin.set_path("");
         Ok(Vault {
             http: Capped {
-                http: scaivault_backends::vault_client(target)?,
+                http: scaivault_backends::vault_client(target, egress)?,
                 base: origin.as_str().trim_end_matches('/').to_owned(),
             },
             middle: EndpointMiddleware {
@@ -302,6 +314,7 @@ fn unexpected(what: &'static str) -> ClientError {
 
 #[cfg(test)]
 mod tests {
+    use scaivault_backends::egress::Policy;
     use scaivault_domain::backend::Endpoint;
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpListener;
@@ -324,9 +337,22 @@ mod tests {
             sent
         });
         let target = VaultTarget::at(Endpoint::parse("endpoint", &format!("http://{address}")).unwrap());
-        let vault = Vault::new(&target, Some(&"token".into())).unwrap();
+        let egress = Egress::new(Policy::default().with_loopback());
+        let vault = Vault::new(&target, Some(&"token".into()), &egress).unwrap();
         assert!(vault.lookup().await.is_err());
         drop(vault);
         assert!(sent.await.unwrap() < 64 * MAX_ANSWER, "what the kernel buffers, and no more");
+    }
+
+    #[tokio::test]
+    async fn a_login_goes_to_no_refused_address_and_says_why() {
+        let target = |endpoint| VaultTarget::at(Endpoint::parse("endpoint", endpoint).unwrap());
+        let name = Vault::new(&target("http://localhost:1"), None, &Egress::default()).unwrap();
+        let by_name = refused(&name.lookup().await.err().unwrap(), Step::Login);
+        let by_address = Vault::new(&target("http://127.1:1"), None, &Egress::default()).err().unwrap();
+        for error in [by_name, by_address] {
+            assert_eq!(error.reason, Reason::BackendInvalidAnswer);
+            assert!(error.message.contains("a loopback address"), "{error}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use scaivault_backends::{BackendError, Egress};
 use scaivault_domain::access::{Administer, Authorized, Caller, Capability, Scope};
 use scaivault_domain::audit::{Action, AuditRow, Origin};
 use scaivault_domain::backend::{BackendId, BackendSpec, Provider};
@@ -26,7 +27,7 @@ use crate::sync::{Leaving, Losing, Reconfiguration, Syncs};
 const NAMED: usize = 10;
 
 /// What the operator allows in backend configurations.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Endpoints without TLS.
     pub plaintext: bool,
@@ -34,11 +35,18 @@ pub struct Limits {
     pub unverified_tls: bool,
     /// The shortest period of a sync.
     pub sync_interval: Duration,
+    /// Where backends may be.
+    pub egress: Egress,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { plaintext: false, unverified_tls: false, sync_interval: MIN_INTERVAL }
+        Limits {
+            plaintext: false,
+            unverified_tls: false,
+            sync_interval: MIN_INTERVAL,
+            egress: Egress::default(),
+        }
     }
 }
 
@@ -146,6 +154,7 @@ impl Federation {
             spec.sync.check(spec.mode, spec.mapping.rules(), self.limits.sync_interval)?;
             check_against_others(&configuration, id, &spec)?;
             if old.is_none_or(|old| old.provider != spec.provider) {
+                self.check_egress(&spec).await?;
                 self.credentials.check(tenant, &spec.provider).await?;
             }
             if consent.covered == Covered::Refused && old.is_none_or(|old| old.mapping != spec.mapping) {
@@ -247,6 +256,21 @@ impl Federation {
             return Err(Error::field(Reason::InvalidConfig, "/config/tls_verify", detail).next(
                 "give the server's CA as `ca_cert`, or start the control plane with --allow-unverified-tls",
             ));
+        }
+        Ok(())
+    }
+
+    /// Refuses an endpoint that could not be connected to anyway. Asked after the rights: it looks names up.
+    async fn check_egress(&self, spec: &BackendSpec) -> Result<(), Error> {
+        for (field, endpoint) in spec.provider.endpoints() {
+            let Err(error) = self.limits.egress.check_resolved(&endpoint).await else { continue };
+            let BackendError::EndpointRefused(what) = &error else { return Err(error.into()) };
+            let detail = format!("is, or leads to, {what}, which the operator does not allow");
+            let refused = Error::field(Reason::InvalidConfig, format!("/config/{field}"), detail);
+            return Err(match error.hint() {
+                Some(hint) => refused.next(hint),
+                None => refused,
+            });
         }
         Ok(())
     }

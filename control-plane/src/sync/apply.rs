@@ -566,6 +566,7 @@ impl Observed {
             | BackendError::Open { .. }
             | BackendError::Throttled { .. }
             | BackendError::Busy
+            | BackendError::EndpointRefused(_)
             | BackendError::LoginExpired => Observed::Down(failed.shown.message.to_string()),
             _ => Observed::Failed(failed.shown.message.to_string()),
         }

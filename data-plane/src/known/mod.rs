@@ -3,6 +3,7 @@
 //!
 //! The stream applies changes here; requests read here and, where something is missing, demand it and wait.
 
+mod budgets;
 mod copies;
 
 use std::collections::HashMap;
@@ -13,9 +14,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use moka::sync::Cache;
 use scaivault_backends::Lease;
+use scaivault_backends::budget::Budget;
 use scaivault_backends::connection::Leases;
 use scaivault_discovery::{Change, Demand, LeaseRefusal, Sink};
 use scaivault_domain::access::Caller;
+use scaivault_domain::backend::Target;
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::replica::{Absence, Replica, SecretKey};
 use scaivault_domain::tenant::TenantId;
@@ -29,6 +32,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
+use self::budgets::Budgets;
 pub use self::copies::{Copies, Reach, Remembered};
 
 /// How long a node that starts with what it held waits for the control plane before it is ready without.
@@ -71,6 +75,7 @@ pub struct Known {
     grants: RwLock<HashMap<TokenHash, Arc<Caller>>>,
     unknown: Cache<TokenHash, ()>,
     leases: RwLock<HashMap<LeaseKey, HeldLease>>,
+    budgets: Budgets,
     demands: mpsc::Sender<Demand>,
     /// Unknown tokens that are being asked for, and by how many requests.
     asking: Mutex<HashMap<TokenHash, usize>>,
@@ -154,6 +159,7 @@ impl Known {
             grants: RwLock::new(remembered.grants.into_iter().collect()),
             unknown: Cache::builder().max_capacity(UNKNOWN).time_to_live(UNKNOWN_FOR).build(),
             leases: RwLock::default(),
+            budgets: Budgets::default(),
             demands,
             asking: Mutex::default(),
             confirmed: Mutex::new(confirmed),
@@ -437,6 +443,10 @@ impl Leases for Known {
             }
         }
     }
+
+    fn budget(&self, key: &LeaseKey, target: &Target) -> Arc<Budget> {
+        self.budgets.of(key, target)
+    }
 }
 
 impl Known {
@@ -486,6 +496,7 @@ impl Known {
             key.tenant != *tenant
                 || mounts.backends().iter().any(|backend| backend.id == key.backend && backend.enabled)
         };
+        self.budgets.retain(used);
         for (key, _) in leases.extract_if(|key, _| !used(key)) {
             // A full channel costs a demand that stays open, nothing more.
             let _ = self.demands.try_send(Demand::DropLease(key));
@@ -533,6 +544,7 @@ impl Known {
                 let _ = self.demands.try_send(Demand::DropGrant(hash));
             }
             Change::Lease(push) => {
+                self.budgets.take(&push.key, push.slice);
                 let lease = Lease {
                     id: push.id,
                     material: push.material,
@@ -590,6 +602,7 @@ impl Sink for Known {
         tracing::error!("the control plane does not know this node: what it held is forgotten");
         let views = self.views.swap(Arc::default());
         self.leases.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.budgets.retain(|_| false);
         let grants = std::mem::take(&mut *self.grants.write().unwrap_or_else(PoisonError::into_inner));
         self.copies.forget(views.keys().cloned(), grants.into_keys());
         self.link.send_replace(Link::Starting);
@@ -713,6 +726,29 @@ mod tests {
         assert_eq!(asking.await.unwrap().unwrap().subject, "s");
         known.apply(vec![Change::GrantGone(hash)], EPOCH, 2);
         assert_eq!(known.verify(&token).await.expect_err("revoked").reason, Reason::Unauthenticated);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_slice_of_the_budget_is_no_other_lease() {
+        let (known, mut demanded) = known();
+        known.connected();
+        let backend = scaivault_domain::backend::BackendId::from_random([1; 10]);
+        let key = LeaseKey { tenant: TenantId::parse("t").unwrap(), backend };
+        let push = |parties| {
+            let share = scaivault_domain::budget::Share::among(parties);
+            Change::Lease(scaivault_discovery::LeasePush {
+                key: key.clone(),
+                id: "l1".into(),
+                remaining: None,
+                material: scaivault_backends::Material::VaultToken("token".to_owned().into()),
+                slice: Some(scaivault_domain::budget::Slice { budget: "b1".into(), share }),
+            })
+        };
+        for parties in [2, 3] {
+            known.apply(vec![push(parties)], EPOCH, 1);
+            assert_eq!(known.lease(&key, None).await.unwrap().id, "l1");
+        }
+        assert!(demanded.try_recv().is_err(), "nobody has asked for another login");
     }
 
     #[tokio::test(start_paused = true)]

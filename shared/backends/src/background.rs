@@ -11,6 +11,7 @@ use scaivault_domain::mapping::RemoteName;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
+use crate::budget::Quota;
 use crate::connection::{Connection, Effort, Leases};
 use crate::guard::Retry;
 use crate::survey::{Calls, Found, Step, SurveyPage};
@@ -88,7 +89,7 @@ impl<L: Leases> Background<L> {
                 run.certain(&lease, answer).await
             }
         };
-        self.connection.guarded(self.effort("read", self.timeout), call).await
+        self.connection.guarded(self.effort("read", Quota::Values, self.timeout), call).await
     }
 
     /// The value of a version of `name`.
@@ -108,7 +109,7 @@ impl<L: Leases> Background<L> {
                 run.certain(&lease, answer).await
             }
         };
-        self.connection.guarded(self.effort("read", self.timeout), call).await
+        self.connection.guarded(self.effort("read", Quota::Values, self.timeout), call).await
     }
 
     /// The versions that the backend still knows of, oldest first.
@@ -124,7 +125,7 @@ impl<L: Leases> Background<L> {
                 run.certain(&lease, answer).await
             }
         };
-        self.connection.guarded(self.effort("history", self.timeout), call).await
+        self.connection.guarded(self.effort("history", Quota::Metadata, self.timeout), call).await
     }
 
     /// Begins to look at every secret below `root` (`None`: in the whole store).
@@ -139,20 +140,25 @@ impl<L: Leases> Background<L> {
             let (run, step) = (self.clone(), step.clone());
             async move { run.connection.backend().survey(&lease, &step, &run.calls).await }
         };
-        self.connection.guarded(self.effort("list", self.timeout.max(SHORTEST_SURVEY_CALL)), call).await
+        let quota = self.connection.backend().step_quota(&step);
+        let effort = self.effort("list", quota, self.timeout.max(SHORTEST_SURVEY_CALL));
+        let found = self.connection.guarded(effort, call).await;
+        self.calls.debit(&self.connection.budget());
+        found
     }
 
     /// Asks once more before a name counts as closed to us, for it does until the next run: a token that was revoked a
     /// moment ago may still pass for one that may not read.
     async fn certain<T>(&self, lease: &Lease, answer: Result<T, BackendError>) -> Result<T, BackendError> {
         if matches!(answer, Err(BackendError::Forbidden)) {
+            self.connection.budget().debit(Quota::Lists, 1);
             self.connection.backend().probe(lease).await?;
         }
         answer
     }
 
-    fn effort(&self, operation: &'static str, attempt: Duration) -> Effort {
-        Effort { operation, retry: Retry::BACKGROUND, attempt, whole: attempt * 4 + PAUSES }
+    fn effort(&self, operation: &'static str, quota: Quota, attempt: Duration) -> Effort {
+        Effort { operation, quota, retry: Retry::BACKGROUND, attempt, whole: attempt * 4 + PAUSES }
     }
 }
 

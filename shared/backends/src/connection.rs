@@ -16,7 +16,9 @@ use scaivault_telemetry::trace::backend_call;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::background::{Background, Failed};
+use crate::budget::{Budget, Cost, Quota};
 use crate::coalesce::Coalescer;
+use crate::egress::Egress;
 use crate::guard::{Guard, Limits, Retry};
 use crate::{Backend, BackendError, Lease, Page, PageToken, RemoteSecret, RemoteVersion, SecretBackend as _};
 
@@ -28,6 +30,10 @@ pub trait Leases: Send + Sync + 'static {
         key: &LeaseKey,
         refused: Option<&str>,
     ) -> impl Future<Output = Result<Arc<Lease>, Error>> + Send;
+
+    /// What the credential behind the leases of `key` may ask of `target`. Whoever has the same credential has the same
+    /// budget; another one is only given while there is no lease yet.
+    fn budget(&self, key: &LeaseKey, target: &Target) -> Arc<Budget>;
 }
 
 /// A connection to one backend. Cheap to share; everybody who uses the backend uses the same one.
@@ -52,6 +58,16 @@ impl<L> fmt::Debug for Connection<L> {
 }
 
 impl<L: Leases> Connection<L> {
+    /// Whose backend it is.
+    pub fn key(&self) -> &LeaseKey {
+        &self.key
+    }
+
+    /// The `type` of the backend.
+    pub fn kind(&self) -> &'static str {
+        self.target.kind().as_str()
+    }
+
     /// The guard, whose state is part of the backend's status.
     pub fn guard(&self) -> &Guard {
         &self.guard
@@ -90,9 +106,10 @@ impl<L: Leases> Connection<L> {
         let key = (name.clone(), lease.id.clone());
         let call = async move {
             let left = deadline.saturating_duration_since(Instant::now());
+            let budget = connection.budget();
             connection
                 .guard
-                .call(Retry::PROXIED_READ, left, || {
+                .call(Retry::PROXIED_READ, Cost::one(&budget, Quota::Values), left, || {
                     connection.traced("read", connection.backend.read(&lease, &remote))
                 })
                 .await
@@ -115,7 +132,7 @@ impl<L: Leases> Connection<L> {
             let (connection, name) = (self.clone(), name.clone());
             async move { connection.backend.history(&lease, &name).await }
         };
-        let mut history = self.guarded(Effort::prompt("history", timeout), call).await?;
+        let mut history = self.guarded(Effort::prompt("history", Quota::Metadata, timeout), call).await?;
         history.reverse();
         Ok(history)
     }
@@ -134,7 +151,7 @@ impl<L: Leases> Connection<L> {
             let (connection, folder, after) = (self.clone(), folder.cloned(), after.cloned());
             async move { connection.backend.list(&lease, folder.as_ref(), after.as_ref()).await }
         };
-        Ok(self.guarded(Effort::prompt("list", timeout), call).await?)
+        Ok(self.guarded(Effort::prompt("list", Quota::Lists, timeout), call).await?)
     }
 
     /// Asks the backend whether it answers and takes our login.
@@ -146,12 +163,17 @@ impl<L: Leases> Connection<L> {
             let connection = self.clone();
             async move { connection.backend.probe(&lease).await }
         };
-        Ok(self.guarded(Effort::prompt("probe", timeout), call).await?)
+        Ok(self.guarded(Effort::prompt("probe", Quota::Lists, timeout), call).await?)
     }
 
     /// What a run of work that nobody waits for does with the backend; `timeout` is for each call.
     pub fn background(self: &Arc<Self>, timeout: Duration) -> Background<L> {
         Background::new(self.clone(), timeout)
+    }
+
+    /// What may be asked of the store.
+    pub fn budget(&self) -> Arc<Budget> {
+        self.leases.budget(&self.key, &self.target)
     }
 
     pub(crate) fn backend(&self) -> &Backend {
@@ -181,7 +203,9 @@ impl<L: Leases> Connection<L> {
                 let call = call.map(|answer| answer.unwrap_or(Err(BackendError::Timeout)));
                 self.traced(effort.operation, call).await
             };
-            match self.guard.call(effort.retry, left, attempt).await {
+            let budget = self.budget();
+            let cost = Cost::one(&budget, effort.quota);
+            match self.guard.call(effort.retry, cost, left, attempt).await {
                 Err(BackendError::LoginExpired) if refused.is_none() => refused = Some(lease.id.clone()),
                 outcome => return outcome.map_err(|cause| self.failed(cause)),
             }
@@ -240,6 +264,8 @@ impl<L: Leases> Connection<L> {
 pub(crate) struct Effort {
     /// What for, e.g. `read`.
     pub(crate) operation: &'static str,
+    /// What each attempt uses up.
+    pub(crate) quota: Quota,
     pub(crate) retry: Retry,
     /// The deadline of one attempt.
     pub(crate) attempt: Duration,
@@ -248,8 +274,8 @@ pub(crate) struct Effort {
 }
 
 impl Effort {
-    fn prompt(operation: &'static str, timeout: Duration) -> Self {
-        Effort { operation, retry: Retry::PROXIED_READ, attempt: timeout, whole: timeout }
+    fn prompt(operation: &'static str, quota: Quota, timeout: Duration) -> Self {
+        Effort { operation, quota, retry: Retry::PROXIED_READ, attempt: timeout, whole: timeout }
     }
 }
 
@@ -257,19 +283,20 @@ impl Effort {
 #[derive(Debug)]
 pub struct Connections<L> {
     leases: Arc<L>,
+    egress: Egress,
     open: Mutex<HashMap<LeaseKey, Arc<Connection<L>>>>,
 }
 
 impl<L: Leases> Connections<L> {
-    /// No connections yet; leases come from `leases`.
-    pub fn new(leases: Arc<L>) -> Self {
-        Connections { leases, open: Mutex::default() }
+    /// No connections yet; leases come from `leases`, and `egress` says where connections may lead.
+    pub fn new(leases: Arc<L>, egress: Egress) -> Self {
+        Connections { leases, egress, open: Mutex::default() }
     }
 
     /// The connection to `backend`; a new one if its target has changed.
     ///
     /// # Errors
-    /// `backend_invalid_answer` if the target's certificates are unusable.
+    /// `backend_invalid_answer` if the target's certificates are unusable or its address is refused.
     pub fn of(&self, tenant: &TenantId, backend: &BackendView) -> Result<Arc<Connection<L>>, Error> {
         let key = LeaseKey { tenant: tenant.clone(), backend: backend.id.clone() };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -278,7 +305,8 @@ impl<L: Leases> Connections<L> {
         {
             return Ok(connection.clone());
         }
-        let adapter = Backend::connect(&backend.target).map_err(|error| named(error, &backend.name))?;
+        let adapter = Backend::connect(&backend.target, &self.egress);
+        let adapter = adapter.map_err(|error| named(error, &backend.name))?;
         let connection = Arc::new(Connection {
             key: key.clone(),
             name: backend.name.clone(),
@@ -290,6 +318,16 @@ impl<L: Leases> Connections<L> {
         });
         open.insert(key, connection.clone());
         Ok(connection)
+    }
+
+    /// The connection to a backend, if there is one.
+    pub fn open(&self, key: &LeaseKey) -> Option<Arc<Connection<L>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Every connection there is.
+    pub fn all(&self) -> Vec<Arc<Connection<L>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Forgets the connections of `tenant` to backends that are not among `kept`.

@@ -7,6 +7,9 @@ use std::time::Duration;
 use scaivault_domain::secret::State;
 use scaivault_domain::{Error, Reason};
 
+const EGRESS_HINT: &str = "name another endpoint, or have the operator start the control plane and the nodes with an \
+                           `--egress-allow` for this host or address";
+
 /// Why a store gave no answer that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
@@ -64,6 +67,9 @@ pub enum BackendError {
     /// The configuration cannot work.
     #[error("the backend's configuration cannot work: {0}")]
     InvalidConfig(&'static str),
+    /// The operator does not let backends connect to where the endpoint is, or where its name leads.
+    #[error("the backend's endpoint is, or leads to, {0}, and is refused")]
+    EndpointRefused(&'static str),
     /// Which mount a name belongs to depends on a wildcard.
     #[error("the mount does not lie in the literal part of the template")]
     MountNotLiteral,
@@ -125,6 +131,7 @@ impl BackendError {
             | BackendError::TooLarge
             | BackendError::PreconditionLost
             | BackendError::InvalidConfig(_)
+            | BackendError::EndpointRefused(_)
             | BackendError::MountNotLiteral
             | BackendError::MountLookupForbidden => Class::Invalid,
         }
@@ -142,6 +149,7 @@ impl BackendError {
             BackendError::Open { .. }
                 | BackendError::Busy
                 | BackendError::Unrepresentable
+                | BackendError::EndpointRefused(_)
                 | BackendError::MountNotLiteral
         )
     }
@@ -162,6 +170,7 @@ impl BackendError {
                 "let the policies of the backend's role allow `read` on the remote name, and `list` on its folder",
             ),
             BackendError::LoginExpired => Some("check the backend's credential and its expiry"),
+            BackendError::EndpointRefused(_) => Some(EGRESS_HINT),
             BackendError::MountNotLiteral => Some(
                 "begin the template with the mount, e.g. `secret/data/**`; a namespace belongs into `config.namespace`",
             ),
@@ -201,6 +210,7 @@ impl From<BackendError> for Error {
             BackendError::InvalidAnswer(_)
             | BackendError::TooLarge
             | BackendError::InvalidConfig(_)
+            | BackendError::EndpointRefused(_)
             | BackendError::MountNotLiteral
             | BackendError::MountLookupForbidden => Reason::BackendInvalidAnswer,
         };

@@ -15,7 +15,7 @@ impl GcpBackend {
     ///
     /// # Errors
     /// None.
-    pub fn connect(_target: &GcpTarget) -> Result<Self, BackendError> {
+    pub fn connect(_target: &GcpTarget, _egress: &crate::Egress) -> Result<Self, BackendError> {
         Ok(GcpBackend {})
     }
 }

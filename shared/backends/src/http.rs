@@ -1,9 +1,8 @@
 //! The HTTP client of an adapter and of a login: one per server, built so that a credential goes nowhere but to its endpoint.
 //!
-//! No redirects, no proxy from the environment, no process-wide configuration. Answers are bounded: no compression is
+//! No redirects, no proxy from the environment, no process-wide configuration, no address that [`Egress`] refuses. Answers are bounded: no compression is
 //! asked for and none is taken, so the limit holds for what would be parsed.
 
-use std::error::Error;
 use std::io;
 use std::time::Duration;
 
@@ -11,11 +10,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, Response, StatusCode};
+use rustls::ClientConfig;
 use scaivault_domain::backend::{Endpoint, Tls};
 use scaivault_domain::time::Timestamp;
 use scaivault_telemetry::trace::inject;
 use zeroize::Zeroizing;
 
+use crate::egress::{Egress, causes, refusal_in};
 use crate::error::BackendError;
 use crate::tls::{Trust, client_config};
 
@@ -84,18 +85,32 @@ pub struct Http {
     base: String,
 }
 
-/// A client that sends a credential nowhere but to `endpoint`.
-pub(crate) fn client(
-    endpoint: &Endpoint,
-    trust: Trust<'_>,
-    headers: HeaderMap,
-) -> Result<Client, BackendError> {
+/// The TLS side of a client for `endpoint`.
+fn tls_config(endpoint: &Endpoint, tls: &Tls) -> Result<ClientConfig, BackendError> {
     // Without TLS there is nothing to verify, and perhaps no system roots either.
-    let trust = if endpoint.is_https() { trust } else { Trust::Anything };
+    client_config(if endpoint.is_https() { Trust::of(tls) } else { Trust::Anything })
+}
+
+/// A client that sends a credential nowhere but to `endpoint`, and connects to no address that `egress` refuses. For
+/// adapters, logins and the token endpoints of providers. It is for URLs that begin
+/// with this endpoint: other names do not resolve, but an address in a URL that a server sent would be connected to.
+///
+/// # Errors
+/// `EndpointRefused`, if the endpoint is an address that `egress` refuses; `InvalidConfig`, if the certificates of
+/// `tls` are unusable. A request fails with a [`Refusal`](crate::egress::Refusal) behind it if the endpoint's name
+/// leads to a refused address; see [`refusal_in`].
+pub fn client(
+    endpoint: &Endpoint,
+    tls: &Tls,
+    headers: HeaderMap,
+    egress: &Egress,
+) -> Result<Client, BackendError> {
+    egress.check_endpoint(endpoint)?;
     Client::builder()
-        .tls_backend_preconfigured(client_config(trust)?)
+        .tls_backend_preconfigured(tls_config(endpoint, tls)?)
         .redirect(Policy::none())
         .no_proxy()
+        .dns_resolver(egress.resolver(endpoint)?)
         .referer(false)
         .default_headers(headers)
         .connect_timeout(CONNECT_TIMEOUT)
@@ -110,9 +125,14 @@ impl Http {
     /// A client of the server at `endpoint`, which is sent `headers` with every request.
     ///
     /// # Errors
-    /// `InvalidConfig`, if the CA certificate is unusable.
-    pub fn new(endpoint: &Endpoint, tls: &Tls, headers: HeaderMap) -> Result<Self, BackendError> {
-        let client = client(endpoint, Trust::of(tls), headers)?;
+    /// `InvalidConfig`, if the CA certificate is unusable; `EndpointRefused`, if `egress` refuses the address.
+    pub fn new(
+        endpoint: &Endpoint,
+        tls: &Tls,
+        headers: HeaderMap,
+        egress: &Egress,
+    ) -> Result<Self, BackendError> {
+        let client = client(endpoint, tls, headers, egress)?;
         Ok(Http { client, base: endpoint.to_string() })
     }
 
@@ -209,6 +229,9 @@ pub(crate) async fn read_body(
 
 /// What a failed exchange means. The error itself is dropped: it prints the URL.
 pub(crate) fn fault(error: &reqwest::Error) -> BackendError {
+    if let Some(refusal) = refusal_in(error) {
+        return refusal.into();
+    }
     if error.is_connect() {
         return BackendError::Unreachable(connect_fault(error));
     }
@@ -242,14 +265,6 @@ fn connect_fault(error: &reqwest::Error) -> &'static str {
         }
     }
     "no connection could be made"
-}
-
-/// What is behind `error`. An I/O error is no source of the one it wraps, so it is opened here.
-fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    std::iter::successors(error.source(), |&cause| match cause.downcast_ref::<io::Error>() {
-        Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
-        None => cause.source(),
-    })
 }
 
 pub(crate) fn parse_date(text: &str) -> Option<Timestamp> {

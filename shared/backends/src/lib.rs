@@ -7,8 +7,10 @@
 mod aws;
 mod azure;
 pub mod background;
+pub mod budget;
 pub mod coalesce;
 pub mod connection;
+pub mod egress;
 pub mod error;
 mod gcp;
 pub mod guard;
@@ -29,12 +31,15 @@ use scaivault_domain::secret::{Kind, Metadata, SecretValue, State};
 use scaivault_domain::time::Timestamp;
 use tokio::time::Instant;
 
+use crate::budget::Quota;
 use crate::survey::{Calls, Found, Step};
 
 pub use crate::aws::{AwsBackend, aws_failure, aws_http_client};
 pub use crate::azure::AzureBackend;
+pub use crate::egress::Egress;
 pub use crate::error::{BackendError, Class};
 pub use crate::gcp::GcpBackend;
+pub use crate::http::client;
 pub use crate::vault::{VaultBackend, vault_client};
 pub use scaivault_domain::lease::Material;
 
@@ -251,6 +256,15 @@ pub trait SecretBackend: Send + Sync {
         name: &RemoteName,
     ) -> impl Future<Output = Result<(), BackendError>> + Send;
 
+    /// Which quota the first call of a survey's step uses up. What a step calls beyond that is told to
+    /// [`Calls::beyond`].
+    fn step_quota(&self, step: &Step) -> Quota {
+        match step {
+            Step::Tree(_) | Step::Folder { .. } | Step::More { .. } => Quota::Lists,
+            Step::Secret(_) => Quota::Metadata,
+        }
+    }
+
     /// Whether the store answers and takes the lease; as cheap as the store allows.
     fn probe(&self, lease: &Lease) -> impl Future<Output = Result<(), BackendError>> + Send;
 }
@@ -284,13 +298,14 @@ impl Backend {
     /// Prepares the connections to a store; calls nobody yet.
     ///
     /// # Errors
-    /// `InvalidConfig`, if a certificate or header of the target is unusable.
-    pub fn connect(target: &Target) -> Result<Backend, BackendError> {
+    /// `InvalidConfig`, if a certificate or header of the target is unusable; `EndpointRefused`, if `egress` refuses its
+    /// address.
+    pub fn connect(target: &Target, egress: &Egress) -> Result<Backend, BackendError> {
         match target {
-            Target::HashicorpVault(target) => VaultBackend::connect(target).map(Backend::Vault),
-            Target::AwsSecretsManager(target) => AwsBackend::connect(target).map(Backend::Aws),
-            Target::AzureKeyVault(target) => AzureBackend::connect(target).map(Backend::Azure),
-            Target::GoogleSecretManager(target) => GcpBackend::connect(target).map(Backend::Gcp),
+            Target::HashicorpVault(target) => VaultBackend::connect(target, egress).map(Backend::Vault),
+            Target::AwsSecretsManager(target) => AwsBackend::connect(target, egress).map(Backend::Aws),
+            Target::AzureKeyVault(target) => AzureBackend::connect(target, egress).map(Backend::Azure),
+            Target::GoogleSecretManager(target) => GcpBackend::connect(target, egress).map(Backend::Gcp),
         }
     }
 }
@@ -353,6 +368,10 @@ impl SecretBackend for Backend {
 
     async fn may_read(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
         each!(self, adapter => adapter.may_read(lease, name).await)
+    }
+
+    fn step_quota(&self, step: &Step) -> Quota {
+        each!(self, adapter => adapter.step_quota(step))
     }
 
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {

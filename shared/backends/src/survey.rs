@@ -5,6 +5,7 @@
 //! leads to; who takes the steps need not know what is in them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use scaivault_domain::mapping::RemoteName;
@@ -12,12 +13,13 @@ use scaivault_domain::secret::{Metadata, State};
 use scaivault_domain::time::Timestamp;
 use sha2::{Digest, Sha256};
 
+use crate::budget::{Budget, Quota};
 use crate::{PageToken, RemoteEntry, RemoteSecret};
 
 /// What a store says of the current version of a secret, without giving its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// The store's name of the version, as in [`RemoteSecret`].
+    /// The store's name of the version, as in [`RemoteSecret`]; empty if its listings name none.
     pub remote_version: String,
     /// Whether it has a value.
     pub state: State,
@@ -129,18 +131,38 @@ pub struct Found {
 
 /// Counts the calls that were made for somebody, by operation.
 #[derive(Debug, Default)]
-pub struct Calls(Mutex<BTreeMap<&'static str, u64>>);
+pub struct Calls {
+    by_operation: Mutex<BTreeMap<&'static str, u64>>,
+    /// Calls that the budget does not know of yet.
+    beyond: [AtomicU32; Quota::ALL.len()],
+}
 
 impl Calls {
     /// One more call of `operation`.
     pub fn count(&self, operation: &'static str) {
-        let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut calls = self.by_operation.lock().unwrap_or_else(PoisonError::into_inner);
         *calls.entry(operation).or_default() += 1;
     }
 
     /// The calls so far.
     pub fn snapshot(&self) -> BTreeMap<&'static str, u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.by_operation.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One more call of `quota` than the one that the guard let through. It need not wait: whoever asks the budget next
+    /// waits the longer. For a handful of calls; what takes more belongs into further steps.
+    pub fn beyond(&self, quota: Quota) {
+        self.beyond[quota as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes the calls beyond what was let through from the budget.
+    pub(crate) fn debit(&self, budget: &Budget) {
+        for quota in Quota::ALL {
+            match self.beyond[quota as usize].swap(0, Ordering::Relaxed) {
+                0 => {}
+                calls => budget.debit(quota, calls),
+            }
+        }
     }
 }
 

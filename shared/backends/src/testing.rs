@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use crate::egress::{Egress, Policy};
 use crate::{Lease, Material};
 
 /// What the server does after the head of a request.
@@ -132,6 +133,11 @@ async fn converse(
         }
         Reply::Silence => std::future::pending().await,
     }
+}
+
+/// For servers on loopback.
+pub(crate) fn egress() -> Egress {
+    Egress::new(Policy::default().with_loopback())
 }
 
 /// A lease on the token `token`.

@@ -14,6 +14,7 @@ use scaivault_domain::backend::Tls;
 use crate::error::BackendError;
 
 /// Which certificates a server may show.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Trust<'a> {
     /// Those that the system trusts.
     System,

@@ -24,11 +24,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::http::{Answer, Http, client, encode, encode_path};
 use crate::mount::{Folder, Mount, literal_part};
 use crate::survey::{Calls, Found, Step, Way, counted};
-use crate::tls::Trust;
 use crate::{
     EntryKind, Lease, Material, Page, PageToken, RemoteEntry, RemoteSecret, RemoteVersion, RemoteWrite,
     SecretBackend, Written,
@@ -143,17 +143,18 @@ impl Question<'_> {
 /// The HTTP client for logins: as careful with the credential as the adapter's own.
 ///
 /// # Errors
-/// `InvalidConfig`, if the CA certificate is unusable.
-pub fn vault_client(target: &VaultTarget) -> Result<reqwest::Client, BackendError> {
-    client(&target.endpoint, Trust::of(&target.tls), HeaderMap::new())
+/// `InvalidConfig`, if the CA certificate is unusable; `EndpointRefused`, if `egress` refuses the endpoint's address.
+pub fn vault_client(target: &VaultTarget, egress: &Egress) -> Result<reqwest::Client, BackendError> {
+    client(&target.endpoint, &target.tls, HeaderMap::new(), egress)
 }
 
 impl VaultBackend {
     /// Prepares the connections; calls nobody yet.
     ///
     /// # Errors
-    /// `InvalidConfig`, if the CA certificate or the namespace is unusable.
-    pub fn connect(target: &VaultTarget) -> Result<Self, BackendError> {
+    /// `InvalidConfig`, if the CA certificate or the namespace is unusable; `EndpointRefused`, if `egress` refuses the
+    /// endpoint's address.
+    pub fn connect(target: &VaultTarget, egress: &Egress) -> Result<Self, BackendError> {
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST, HeaderValue::from_static("true"));
         if let Some(namespace) = &target.namespace {
@@ -162,7 +163,7 @@ impl VaultBackend {
             headers.insert(NAMESPACE, value);
         }
         Ok(VaultBackend {
-            http: Http::new(&target.endpoint, &target.tls, headers)?,
+            http: Http::new(&target.endpoint, &target.tls, headers, egress)?,
             configured: target.kv.as_ref().map(|kv| Arc::new(Mount::configured(kv))),
             mounts: Cache::builder().max_capacity(MOST_MOUNTS).time_to_live(MOUNT_IS_TRUSTED_FOR).build(),
             verdicts: Cache::builder().max_capacity(MOST_VERDICTS).time_to_live(VERDICT_IS_KEPT_FOR).build(),

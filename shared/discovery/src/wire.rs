@@ -14,6 +14,7 @@ use scaivault_domain::backend::{
     AwsRegion, AwsTarget, AzureTarget, BackendId, Endpoint, GcpTarget, KvMount, KvVersion, ProjectId, Target,
     Tls, VaultTarget, check_timeout,
 };
+use scaivault_domain::budget::{Share, Slice};
 use scaivault_domain::error::{Error, Reason};
 use scaivault_domain::lease::{LeaseKey, Material};
 use scaivault_domain::mapping::{GivenRule, Overrides, PathMapping, Rule, Separator};
@@ -70,6 +71,8 @@ pub struct LeasePush {
     pub remaining: Option<Duration>,
     /// The credential.
     pub material: Material,
+    /// How often the node may use it; `None` if nothing limits that.
+    pub slice: Option<Slice>,
 }
 
 /// Why a lease cannot be had, or is over.
@@ -457,6 +460,10 @@ pub fn lease_to_wire(lease: &LeasePush) -> pb::Lease {
             }
             Material::Bearer(token) => pb::lease::Material::Bearer(token.expose_secret().to_owned()),
         }),
+        call_budget: lease
+            .slice
+            .as_ref()
+            .map(|slice| pb::CallBudget { name: slice.budget.as_ref().to_owned(), share: slice.share.get() }),
     }
 }
 
@@ -489,7 +496,16 @@ pub fn lease_from_wire(lease: pb::Lease) -> Result<LeasePush, Refused> {
         Some(_) => return Err(Refused::new("the credential of a lease cannot stand in a header")),
         None => return Err(Refused::new("the credential of a lease is of a kind that is not known here")),
     };
-    Ok(LeasePush { key, id: lease.id, remaining, material })
+    let slice = lease.call_budget.map(slice_from_wire).transpose()?;
+    Ok(LeasePush { key, id: lease.id, remaining, material, slice })
+}
+
+fn slice_from_wire(budget: pb::CallBudget) -> Result<Slice, Refused> {
+    let share = Share::new(budget.share).ok_or_else(|| Refused::new("a call budget is not a part of one"))?;
+    if budget.name.is_empty() {
+        return Err(Refused::new("a call budget has no name"));
+    }
+    Ok(Slice { budget: budget.name.into(), share })
 }
 
 /// The refusal of a lease as it is pushed.

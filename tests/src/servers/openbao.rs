@@ -121,13 +121,25 @@ impl OpenBao {
         &self.keys.root_token
     }
 
+    /// A client that trusts its certificate, if it has one.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub fn http(&self) -> Result<reqwest::Client> {
+        http::client(self.ca.as_deref())
+    }
+
     /// A client with the root token.
     ///
     /// # Errors
     /// If TLS cannot be set up.
     pub fn client(&self) -> Result<Admin> {
-        let http = http::client(self.ca.as_deref())?;
-        Ok(Admin { http, addr: self.addr(), token: self.root_token().to_owned(), namespace: None })
+        Ok(Admin {
+            http: self.http()?,
+            addr: self.addr(),
+            token: self.root_token().to_owned(),
+            namespace: None,
+        })
     }
 
     /// Shuts it down in order; its port stays reserved for [`OpenBao::start_again`].

@@ -7,6 +7,7 @@ mod spec;
 use std::sync::Arc;
 use std::time::Duration;
 
+use scaivault_backends::connection::{Connection, Leases};
 use scaivault_backends::guard::BreakerState;
 use scaivault_discovery::{NodeBoard, PrefetchProgress};
 use scaivault_domain::access::Scope;
@@ -22,9 +23,11 @@ use scaivault_edge::error::grpc::status;
 use scaivault_edge::wire;
 use scaivault_proto::federation::v1::federation_service_server::FederationService;
 use scaivault_proto::federation::v1::{self as pb};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Door, changed, uninterrupted};
+use crate::connections::Connections;
 use crate::credentials::{Credentials, Holder};
 use crate::monitor::Monitor;
 use crate::service::federation::{Consent, Covered, Federation};
@@ -57,6 +60,8 @@ pub struct Parts {
     pub syncs: Arc<Syncs>,
     /// What logins say.
     pub credentials: Arc<Credentials>,
+    /// How backends are called.
+    pub connections: Arc<Connections>,
     /// Which nodes there are.
     pub nodes: Arc<Nodes>,
     /// How far they are.
@@ -399,7 +404,40 @@ impl Parts {
                 Some(state) => Some(self.sync_status(&key, state).await?),
                 None => None,
             },
+            call_budget: self
+                .connections
+                .open(&key)
+                .filter(|_| record.spec.enabled)
+                .map(|connection| call_budget(&connection, self.clock.now())),
         })
+    }
+}
+
+/// How a backend may be called now.
+fn call_budget(connection: &Connection<impl Leases>, now: Timestamp) -> pb::CallBudget {
+    let flowing = connection.guard().flowing();
+    let pause = |until: Instant| now.after(until.saturating_duration_since(Instant::now()));
+    let throttled_until = flowing.throttled_until.map(pause);
+    let reason = match throttled_until {
+        Some(until) => format!("slowed down by the backend until {until}"),
+        None if flowing.concurrency < flowing.most => {
+            format!("slowed down by the backend to {} calls at once", flowing.concurrency)
+        }
+        None => String::new(),
+    };
+    let count = |calls| u32::try_from(calls).unwrap_or(u32::MAX);
+    let quotas = connection.budget().remaining().into_iter().map(|left| pb::QuotaBudget {
+        quota: left.quota.as_str().into(),
+        per_second: left.per_second,
+        burst: left.burst,
+        remaining: left.now,
+    });
+    pb::CallBudget {
+        quotas: quotas.collect(),
+        concurrency: count(flowing.concurrency),
+        max_concurrency: count(flowing.most),
+        throttled_until: throttled_until.map(wire::time),
+        reason,
     }
 }
 

@@ -22,6 +22,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::{RuntimeComponents, RuntimeComponentsBuilder};
 use scaivault_backends::aws_http_client;
+use scaivault_backends::egress::{Egress, Policy};
 use scaivault_domain::backend::{Endpoint, Tls};
 use scaivault_domain::{Error, Reason};
 use tokio::sync::OnceCell;
@@ -34,6 +35,12 @@ const REGION: &str = "us-east-1";
 const METADATA_TRIES: u32 = 2;
 /// How long an exchange may take for which the SDK sets no limit.
 const EXCHANGE: Duration = Duration::from_secs(5);
+
+/// What gives credentials on machines of AWS: IMDS, ECS, EKS Pod Identity.
+///
+/// Sources: the AWS SDKs and Tools Reference Guide, "IMDS credential provider" and "Container credential provider".
+const METADATA: &[&str] =
+    &["169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23"];
 
 /// The AWS identity of this process.
 #[derive(Debug, Default)]
@@ -59,7 +66,7 @@ impl AwsIdentity {
 }
 
 async fn find() -> DefaultCredentialsChain {
-    let config = ProviderConfig::default().with_http_client(AnyServer::default());
+    let config = ProviderConfig::default().with_http_client(AnyServer::new());
     let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
         .or_else(ProfileFileRegionProvider::builder().configure(&config).build())
         .or_else(REGION);
@@ -82,10 +89,19 @@ fn missing(error: &CredentialsError) -> Error {
 }
 
 /// A client for whatever the environment names, with one of our clients for each server.
-#[derive(Clone, Debug, Default)]
-struct AnyServer(Arc<Mutex<HashMap<String, SharedHttpConnector>>>);
+#[derive(Clone, Debug)]
+struct AnyServer {
+    egress: Egress,
+    connectors: Arc<Mutex<HashMap<String, SharedHttpConnector>>>,
+}
 
 impl AnyServer {
+    fn new() -> Self {
+        let allow = METADATA.iter().map(|address| address.parse().expect("it is an address")).collect();
+        let policy = Policy { allow, ..Policy::default() }.with_loopback();
+        AnyServer { egress: Egress::new(policy), connectors: Arc::default() }
+    }
+
     fn connector(
         &self,
         request: &HttpRequest,
@@ -96,11 +112,11 @@ impl AnyServer {
         url.set_path("");
         url.set_query(None);
         let server = Endpoint::parse("endpoint", url.as_str()).map_err(|_| unusable())?;
-        let mut servers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = self.connectors.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connector) = servers.get(url.as_str()) {
             return Ok(connector.clone());
         }
-        let client = aws_http_client(&server, &Tls::default()).map_err(|_| unusable())?;
+        let client = aws_http_client(&server, &Tls::default(), &self.egress).map_err(|_| unusable())?;
         let components = RuntimeComponentsBuilder::new("own identity").build().map_err(|_| unusable())?;
         let connector = client.http_connector(settings, &components);
         servers.insert(url.into(), connector.clone());

@@ -32,6 +32,7 @@ use zeroize::Zeroizing;
 
 use self::answers::{CURRENT, PREVIOUS, Value, check_asked, history};
 use self::fault::{MALFORMED, NO_JSON_OF_AWS, meaning};
+use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::survey::{Calls, Found, Step};
 use crate::{
@@ -85,13 +86,13 @@ impl AwsBackend {
     ///
     /// # Errors
     /// `InvalidConfig`, if the CA certificate is unusable.
-    pub fn connect(target: &AwsTarget) -> Result<Self, BackendError> {
+    pub fn connect(target: &AwsTarget, egress: &Egress) -> Result<Self, BackendError> {
         let endpoint = target.endpoint();
         let config = Config::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
             .region(Region::new(target.region.as_str().to_owned()))
             .endpoint_url(endpoint.to_string())
-            .http_client(aws_http_client(&endpoint, &target.tls)?)
+            .http_client(aws_http_client(&endpoint, &target.tls, egress)?)
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())

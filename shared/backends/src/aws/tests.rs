@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::survey::Surveyed;
-use crate::testing::{Reply, Server, with_header};
+use crate::testing::{Reply, Server, egress, with_header};
 use crate::{EntryKind, Expected, RemoteEntry};
 
 mod write;
@@ -82,7 +82,7 @@ impl Fake {
         let endpoint = Endpoint::parse("endpoint", &format!("http://{}", server.address)).expect("a URL");
         let region = AwsRegion::parse("region", "eu-central-1").expect("a region");
         let target = AwsTarget { region, endpoint: Some(endpoint), tls: Tls::default() };
-        Fake { server, aws: AwsBackend::connect(&target).expect("a usable target") }
+        Fake { server, aws: AwsBackend::connect(&target, &egress()).expect("a usable target") }
     }
 
     /// Answers everything with the same bytes.

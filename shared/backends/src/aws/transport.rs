@@ -16,9 +16,9 @@ use scaivault_domain::backend::{Endpoint, Tls};
 use scaivault_telemetry::trace::inject;
 use zeroize::Zeroizing;
 
+use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::http::{client, fault, read_body};
-use crate::tls::Trust;
 
 /// A value has at most 64 KiB, each byte of it up to six in JSON.
 const ANSWER_LIMIT: usize = 1024 * 1024;
@@ -32,8 +32,12 @@ const TARGET: &str = "x-amz-target";
 ///
 /// # Errors
 /// `InvalidConfig`, if the CA certificate is unusable.
-pub fn aws_http_client(endpoint: &Endpoint, tls: &Tls) -> Result<SharedHttpClient, BackendError> {
-    let client = client(endpoint, Trust::of(tls), HeaderMap::new())?;
+pub fn aws_http_client(
+    endpoint: &Endpoint,
+    tls: &Tls,
+    egress: &Egress,
+) -> Result<SharedHttpClient, BackendError> {
+    let client = client(endpoint, tls, HeaderMap::new(), egress)?;
     let connector = Connector { client, base: endpoint.url().clone() };
     Ok(SharedHttpClient::new(OneServer(SharedHttpConnector::new(connector))))
 }

@@ -12,8 +12,9 @@ use scaivault_domain::tenant::{BackendName, TenantId};
 use scaivault_domain::view::BackendView;
 
 use super::*;
+use crate::budget::{Budget, Limit, Quotas, Rate};
 use crate::connection::Connections;
-use crate::testing::{Reply, Server, json, lease, with_header};
+use crate::testing::{Reply, Server, egress, json, lease, with_header};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const LOOKUP: &str = "/v1/auth/token/lookup-self";
@@ -36,6 +37,34 @@ impl Leases for Logins {
         }
         Ok(Arc::new(lease(&format!("token {current}"))))
     }
+
+    fn budget(&self, _: &LeaseKey, target: &Target) -> Arc<Budget> {
+        Arc::new(Budget::new(Quotas::of(target)))
+    }
+}
+
+/// One lease, and so many calls of each quota a day, a tenth of them at once.
+struct Rationed(Arc<Budget>);
+
+impl Rationed {
+    fn to(calls: u32) -> Self {
+        let rate = Limit::Rate(Rate::per(calls, Duration::from_secs(24 * 3600)));
+        Rationed(Arc::new(Budget::new(Quotas { values: rate, metadata: rate, lists: rate })))
+    }
+
+    fn left(&self) -> Vec<f64> {
+        self.0.remaining().iter().map(|remaining| remaining.now.floor()).collect()
+    }
+}
+
+impl Leases for Arc<Rationed> {
+    async fn lease(&self, _: &LeaseKey, _: Option<&str>) -> Result<Arc<Lease>, Error> {
+        Ok(Arc::new(lease("token")))
+    }
+
+    fn budget(&self, _: &LeaseKey, _: &Target) -> Arc<Budget> {
+        self.0.clone()
+    }
 }
 
 /// No login can be made.
@@ -45,9 +74,17 @@ impl Leases for NoLogin {
     async fn lease(&self, _: &LeaseKey, _: Option<&str>) -> Result<Arc<Lease>, Error> {
         Err(Error::new(self.0, "no login"))
     }
+
+    fn budget(&self, _: &LeaseKey, target: &Target) -> Arc<Budget> {
+        Arc::new(Budget::new(Quotas::of(target)))
+    }
 }
 
 fn run<L: Leases>(server: &Server, leases: L) -> Background<L> {
+    connect(server, leases).background(TIMEOUT)
+}
+
+fn connect<L: Leases>(server: &Server, leases: L) -> Arc<Connection<L>> {
     let kv = Some(KvMount { path: "kv".into(), version: KvVersion::V2 });
     let backend = BackendView {
         id: BackendId::from_random([1; 10]),
@@ -60,8 +97,7 @@ fn run<L: Leases>(server: &Server, leases: L) -> Background<L> {
         timeout: TIMEOUT,
     };
     let tenant = TenantId::parse("acme").expect("a tenant");
-    let connection = Connections::new(Arc::new(leases)).of(&tenant, &backend).expect("a connection");
-    connection.background(TIMEOUT)
+    Connections::new(Arc::new(leases), egress()).of(&tenant, &backend).expect("a connection")
 }
 
 fn name(text: &str) -> RemoteName {
@@ -101,6 +137,45 @@ async fn a_survey_finds_everything_and_counts_its_calls() {
     assert_eq!(surveyed(&run).await.expect("a survey").len(), 100);
     assert_eq!(run.calls(), BTreeMap::from([("scan", 1), ("list", 1 + 1 + 10), ("metadata", 100)]));
     assert_eq!(server.paths().len(), 113);
+}
+
+#[tokio::test]
+async fn a_herd_on_one_name_costs_one_call() {
+    let server = Server::start(|_| json(200, VALUE)).await;
+    let budget = Arc::new(Rationed::to(100));
+    let connection = connect(&server, budget.clone());
+    let mut herd = JoinSet::new();
+    for _ in 0..1000 {
+        let connection = connection.clone();
+        herd.spawn(async move { connection.read(&name("kv/data/x"), TIMEOUT).await });
+    }
+    assert!(herd.join_all().await.into_iter().all(|read| read.is_ok()));
+    assert_eq!(server.paths().len(), 1);
+    assert_eq!(budget.0.remaining()[0].now.floor(), 9.0);
+}
+
+#[tokio::test]
+async fn a_read_beyond_the_budget_is_refused_at_once_and_not_made() {
+    let server = Server::start(|_| json(200, VALUE)).await;
+    let budget = Arc::new(Rationed::to(100));
+    budget.0.debit(Quota::Values, 10);
+    let refused = connect(&server, budget).read(&name("kv/data/x"), TIMEOUT).await.expect_err("it is spent");
+    assert_eq!(refused.reason, Reason::BackendThrottled);
+    assert!(refused.retry_after.is_some_and(|after| after > TIMEOUT));
+    assert_eq!(server.paths(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn each_operation_uses_up_its_own_quota() {
+    let server = Server::start(hundred).await;
+    let budget = Arc::new(Rationed::to(10_000));
+    let run = run(&server, budget.clone());
+    assert_eq!(surveyed(&run).await.expect("a survey").len(), 100);
+    let [values, metadata, lists] = budget.left()[..] else { panic!("three quotas") };
+    assert_eq!((values, metadata, lists), (1000.0, 900.0, 1000.0 - 11.0));
+    run.calls.beyond(Quota::Values);
+    run.calls.debit(&budget.0);
+    assert_eq!(budget.left()[0], 999.0);
 }
 
 #[tokio::test]

@@ -148,6 +148,7 @@ impl VaultBackend {
 /// Whether another way may get an answer where this one got none.
 fn is_declined(error: &BackendError) -> bool {
     matches!(error.class(), Class::Forbidden | Class::NotFound | Class::Invalid)
+        && !matches!(error, BackendError::EndpointRefused(_))
 }
 
 fn forbidden(name: &RemoteName, kind: EntryKind) -> Found {

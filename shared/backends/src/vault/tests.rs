@@ -8,9 +8,10 @@ use scaivault_domain::backend::{Endpoint, KvMount, Tls};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::budget::Cost;
 use crate::coalesce::Coalescer;
 use crate::guard::{Guard, Limits, Retry};
-use crate::testing::{Reply, Server, json, lease, with_header};
+use crate::testing::{Reply, Server, egress, json, lease, with_header};
 
 pub(super) const MOUNTS: &str = "/v1/sys/internal/ui/mounts/";
 pub(super) const LOOKUP: &str = "/v1/auth/token/lookup-self";
@@ -27,7 +28,7 @@ pub(super) fn name(text: &str) -> RemoteName {
 }
 
 pub(super) fn vault(target: &VaultTarget) -> VaultBackend {
-    VaultBackend::connect(target).expect("a usable target")
+    VaultBackend::connect(target, &egress()).expect("a usable target")
 }
 
 /// A server with a version 2 mount `kv`, and what it says otherwise.
@@ -405,7 +406,8 @@ async fn a_store_that_says_nothing_is_left_at_the_deadline() {
     let (_server, vault) = v2(|_| Reply::Silence).await;
     let guard = Guard::new(Limits::default());
     let (lease, name) = (lease("t"), name("kv/data/x"));
-    let read = guard.call(Retry::PROXIED_READ, Duration::from_millis(50), || vault.read(&lease, &name));
+    let read =
+        guard.call(Retry::PROXIED_READ, Cost::FREE, Duration::from_millis(50), || vault.read(&lease, &name));
     assert_eq!(read.await.err(), Some(BackendError::Timeout));
 }
 
@@ -417,7 +419,9 @@ async fn reads_at_the_same_time_cost_one_request() {
     let read = || {
         let (vault, guard, lease, name) = (vault.clone(), guard.clone(), lease("t"), name("kv/data/x"));
         coalescer.run(name.clone(), async move {
-            guard.call(Retry::PROXIED_READ, Duration::from_secs(5), || vault.read(&lease, &name)).await
+            guard
+                .call(Retry::PROXIED_READ, Cost::FREE, Duration::from_secs(5), || vault.read(&lease, &name))
+                .await
         })
     };
     let (a, b, c) = tokio::join!(read(), read(), read());
@@ -477,5 +481,5 @@ async fn only_the_configured_authority_is_trusted() {
     assert_eq!(probe(Some(other), false).await, Ok(()));
     let nonsense =
         VaultTarget { tls: Tls { ca_cert: Some("x".into()), verify: true }, endpoint, ..server.target() };
-    assert!(matches!(VaultBackend::connect(&nonsense), Err(BackendError::InvalidConfig(_))));
+    assert!(matches!(VaultBackend::connect(&nonsense, &egress()), Err(BackendError::InvalidConfig(_))));
 }

@@ -17,13 +17,11 @@ use super::answer::{Json, required};
 use super::body::Body;
 use super::call::{Call, Name, Names};
 use super::dto::Nothing;
-use super::dto::backend::{
-    self, Backend, BackendDeleted, BackendList, BackendPatch, Configuration, Consent, Patchable,
-};
+use super::dto::backend::{self, Backend, BackendDeleted, BackendList, BackendPatch, Configuration};
 use super::dto::mapping::Members;
 use super::dto::status::{BackendStatus, EventList};
 use super::dto::sync::{StartSync, SyncReport, SyncRun, SyncRunList};
-use super::merge::merged;
+use super::json::{Consent, patch_backend};
 use super::precondition::{if_match, quoted};
 use super::query::{Flag, PAGE};
 use crate::wire;
@@ -162,8 +160,7 @@ async fn patched(
             .into());
     }
     let etag = before.etag.clone();
-    let before = to_raw_value(&Patchable::from_wire(before)?).expect("DTOs have string keys");
-    let (after, consent) = backend::parse(merged(&before, patch).get().as_bytes())?;
+    let (after, consent) = patch_backend(before, patch)?;
     let request = proto::UpdateBackendRequest {
         backend: Some(proto::Backend { id: id.to_owned(), etag, ..after }),
         update_mask: None,

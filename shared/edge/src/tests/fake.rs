@@ -314,6 +314,18 @@ impl FederationService for Fake {
             }),
             generation: 4,
             nodes: vec![federation::NodeState { name: "n1".into(), generation: 3, ..Default::default() }],
+            call_budget: Some(federation::CallBudget {
+                quotas: vec![federation::QuotaBudget {
+                    quota: "lists".into(),
+                    per_second: 90.0,
+                    burst: 10.0,
+                    remaining: 2.5,
+                }],
+                concurrency: 8,
+                max_concurrency: 64,
+                throttled_until: Some(TIME),
+                reason: "slowed down by the backend until then".into(),
+            }),
             ..Default::default()
         }))
     }

@@ -415,6 +415,16 @@ async fn the_status_has_the_fields_of_the_reference() {
         (&status["connection"]["status"], &status["connection"]["latency_ms"]),
         (&json!("connected"), &json!(15))
     );
+    assert_eq!(
+        status["call_budget"],
+        json!({
+            "quotas": [{"quota": "lists", "per_second": 90.0, "burst": 10.0, "remaining": 2.5}],
+            "concurrency": 8,
+            "max_concurrency": 64,
+            "throttled_until": "2026-01-01T00:00:00.250Z",
+            "reason": "slowed down by the backend until then",
+        })
+    );
     assert_eq!((&status["nodes"][0]["name"], &status["generation"]), (&json!("n1"), &json!(4)));
 }
 

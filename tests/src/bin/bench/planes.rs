@@ -92,6 +92,7 @@ impl ControlPlane {
         let (listen, node_listen) = (address.to_string(), nodes.to_string());
         let mut args = vec!["control-plane", "--data-dir", &data, "--root-key-file", &root_key];
         args.extend(["--listen", &listen, "--node-listen", &node_listen, "--allow-plaintext-backends"]);
+        args.push(planes::EGRESS);
         args.extend(["--log", "warn"]);
         let log = folder.join("control-plane.log");
         let server = Server::start(&program(), &args, address, pinning, &log).await?;
@@ -110,7 +111,7 @@ impl ControlPlane {
         let (listen, control_plane) = (address.to_string(), format!("https://{}", self.nodes));
         let join_token = join_token.display().to_string();
         let mut args = vec!["data-plane", "--data-dir", &data, "--listen", &listen, "--log", "warn"];
-        args.extend(["--control-plane", &control_plane, "--join-token-file", &join_token]);
+        args.extend(["--control-plane", &control_plane, "--join-token-file", &join_token, planes::EGRESS]);
         let log = self.folder.join(format!("{name}.log"));
         let node = Server::start(&program(), &args, address, self.pinning, &log).await?;
         node.ready(&Rest::new(format!("http://{address}"), &self.token)?).await?;

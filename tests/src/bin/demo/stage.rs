@@ -73,7 +73,7 @@ async fn start_planes() -> Result<Dev> {
 }
 
 async fn start_planes_at(listen: SocketAddr) -> Result<Dev> {
-    dev::start(&dev::Options { listen, data_dir: None, log: String::new() }).await
+    dev::start(&dev::Options { listen, data_dir: None, egress_allow: Vec::new(), log: String::new() }).await
 }
 
 /// Whether this is the address that the documentation names.

@@ -100,11 +100,12 @@ pub(in crate::rest) fn parse(text: &[u8]) -> Result<(proto::Backend, Consent), E
 }
 
 /// What the sender of a configuration accepts.
-pub(in crate::rest) struct Consent {
+#[derive(Clone, Copy, Debug)]
+pub struct Consent {
     /// Existing local secrets may be hidden by the mapping.
-    pub(in crate::rest) adopt: bool,
+    pub adopt: bool,
     /// Copies that were changed here may be erased.
-    pub(in crate::rest) force: bool,
+    pub force: bool,
 }
 
 /// A fault below `prefix`, with the reason of the part of a configuration that it lies in.

@@ -558,6 +558,7 @@ impl Observed {
             BackendError::NotActive(state) => Observed::Inactive(state),
             BackendError::Forbidden => Observed::Unreadable(SkipReason::Forbidden, String::new()),
             BackendError::TooLarge => Observed::Unreadable(SkipReason::TooLarge, String::new()),
+            BackendError::Checksum => Observed::Unreadable(SkipReason::Checksum, String::new()),
             BackendError::Unrepresentable => Observed::Unreadable(SkipReason::Charset, String::new()),
             // Not one path's fault: the others would fail in the same way.
             BackendError::Unreachable(_)

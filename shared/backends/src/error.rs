@@ -52,6 +52,9 @@ pub enum BackendError {
     /// Not what this protocol allows.
     #[error("the backend gave an answer that is not its protocol: {0}")]
     InvalidAnswer(&'static str),
+    /// A value that is not what its checksum says: it was damaged on its way, or over there.
+    #[error("the backend gave a value that does not match its checksum")]
+    Checksum,
     /// Larger than we take.
     #[error("the backend gave an answer that is too large")]
     TooLarge,
@@ -128,6 +131,7 @@ impl BackendError {
                 Class::NotFound
             }
             BackendError::InvalidAnswer(_)
+            | BackendError::Checksum
             | BackendError::TooLarge
             | BackendError::PreconditionLost
             | BackendError::InvalidConfig(_)
@@ -208,6 +212,7 @@ impl From<BackendError> for Error {
             BackendError::Unrepresentable => Reason::Unrepresentable,
             // The reader did nothing wrong; it is the owner of the backend who reads the hint.
             BackendError::InvalidAnswer(_)
+            | BackendError::Checksum
             | BackendError::TooLarge
             | BackendError::InvalidConfig(_)
             | BackendError::EndpointRefused(_)

@@ -294,6 +294,13 @@ macro_rules! each {
     };
 }
 
+/// [`each`] of a call. On the heap, for the SDK's futures are large: what holds a call would be as large as the largest.
+macro_rules! call {
+    ($backend:expr, $adapter:ident => $call:expr) => {
+        each!($backend, $adapter => Box::pin($call).await)
+    };
+}
+
 impl Backend {
     /// Prepares the connections to a store; calls nobody yet.
     ///
@@ -312,11 +319,11 @@ impl Backend {
 
 impl SecretBackend for Backend {
     async fn read(&self, lease: &Lease, name: &RemoteName) -> Result<RemoteSecret, BackendError> {
-        each!(self, adapter => adapter.read(lease, name).await)
+        call!(self, adapter => adapter.read(lease, name))
     }
 
     async fn history(&self, lease: &Lease, name: &RemoteName) -> Result<Vec<RemoteVersion>, BackendError> {
-        each!(self, adapter => adapter.history(lease, name).await)
+        call!(self, adapter => adapter.history(lease, name))
     }
 
     async fn read_version(
@@ -325,7 +332,7 @@ impl SecretBackend for Backend {
         name: &RemoteName,
         remote_version: &str,
     ) -> Result<RemoteSecret, BackendError> {
-        each!(self, adapter => adapter.read_version(lease, name, remote_version).await)
+        call!(self, adapter => adapter.read_version(lease, name, remote_version))
     }
 
     async fn list(
@@ -334,11 +341,11 @@ impl SecretBackend for Backend {
         folder: Option<&RemoteName>,
         after: Option<&PageToken>,
     ) -> Result<Page, BackendError> {
-        each!(self, adapter => adapter.list(lease, folder, after).await)
+        call!(self, adapter => adapter.list(lease, folder, after))
     }
 
     async fn survey(&self, lease: &Lease, step: &Step, calls: &Calls) -> Result<Found, BackendError> {
-        each!(self, adapter => adapter.survey(lease, step, calls).await)
+        call!(self, adapter => adapter.survey(lease, step, calls))
     }
 
     fn most_at_once(&self) -> usize {
@@ -350,7 +357,7 @@ impl SecretBackend for Backend {
         lease: &Lease,
         names: &[RemoteName],
     ) -> Result<Vec<Result<RemoteSecret, BackendError>>, BackendError> {
-        each!(self, adapter => adapter.read_many(lease, names).await)
+        call!(self, adapter => adapter.read_many(lease, names))
     }
 
     async fn write(
@@ -359,15 +366,15 @@ impl SecretBackend for Backend {
         name: &RemoteName,
         write: &RemoteWrite,
     ) -> Result<Written, BackendError> {
-        each!(self, adapter => adapter.write(lease, name, write).await)
+        call!(self, adapter => adapter.write(lease, name, write))
     }
 
     async fn delete(&self, lease: &Lease, name: &RemoteName, expected: &str) -> Result<(), BackendError> {
-        each!(self, adapter => adapter.delete(lease, name, expected).await)
+        call!(self, adapter => adapter.delete(lease, name, expected))
     }
 
     async fn may_read(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
-        each!(self, adapter => adapter.may_read(lease, name).await)
+        call!(self, adapter => adapter.may_read(lease, name))
     }
 
     fn step_quota(&self, step: &Step) -> Quota {
@@ -375,7 +382,7 @@ impl SecretBackend for Backend {
     }
 
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {
-        each!(self, adapter => adapter.probe(lease).await)
+        call!(self, adapter => adapter.probe(lease))
     }
 }
 
@@ -429,10 +436,12 @@ pub fn permission(kind: ProviderKind, operation: Operation) -> &'static str {
             "`secretmanager.secrets.list` and `secretmanager.versions.list` (role `roles/secretmanager.viewer`) on the project"
         }
         (ProviderKind::GoogleSecretManager, Operation::Write) => {
-            "`secretmanager.versions.add` (role `roles/secretmanager.secretVersionManager`) on the secret"
+            "`secretmanager.versions.add` and `.get` (role `roles/secretmanager.secretVersionManager`) on the secret, \
+             `secretmanager.secrets.create` on the project for new ones, `secretmanager.secrets.get` and `.update` for \
+             metadata"
         }
         (ProviderKind::GoogleSecretManager, Operation::Delete) => {
-            "`secretmanager.secrets.delete` on the secret"
+            "`secretmanager.versions.disable` (role `roles/secretmanager.secretVersionManager`) on the secret"
         }
     }
 }

@@ -113,6 +113,7 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
         limits: Limits { plaintext: true, unverified_tls: true, sync_interval: Duration::from_secs(1) },
         unreachable_after: Duration::from_secs(60),
         audit_rotate: Duration::from_secs(1),
+        own_identities: scaivault_control_plane::credentials::own::Settings::default(),
     };
     let control_plane = control_plane::start(config, store, &root).await?;
     match start_node(options.listen, dir.join("node"), &control_plane, &token).await {

@@ -32,6 +32,7 @@ use crate::audit::Audit;
 use crate::bootstrap;
 use crate::config::Config;
 use crate::connections::Connections;
+use crate::credentials::own::OwnIdentities;
 use crate::credentials::{Credentials, OwnLeases};
 use crate::monitor::Monitor;
 use crate::nodes::{Authority, CERTIFICATE_LIFE, CertifiedNode};
@@ -109,7 +110,9 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     ));
     let configurations = Arc::new(Configurations::new(records.clone()));
     let nudge = watch::Sender::new(0);
-    let credentials = Credentials::new(records.clone(), configurations.clone(), audit.clone(), nudge.clone());
+    let own = OwnIdentities::new(config.own_identities)?;
+    let credentials =
+        Credentials::new(records.clone(), configurations.clone(), audit.clone(), nudge.clone(), own);
     let connections = Arc::new(Connections::new(OwnLeases(credentials.clone())));
     let states = Arc::new(SyncStates::new(records.clone()));
     let copies = Arc::new(Copies::new(records.clone(), states.clone(), clock.clone()));

@@ -13,6 +13,8 @@ use scaivault_telemetry::{Format, TelemetryConfig, TraceConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use crate::credentials::own::{self, metadata_address};
+
 /// What can be set. Every name is a flag, an environment variable and a key of the file alike.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -54,6 +56,15 @@ pub struct Options {
     /// How old the oldest row of the audit journal may be before its file is closed and kept [default: 10s]
     #[arg(long, env = "SCAIVAULT_AUDIT_ROTATE", value_name = "DURATION")]
     pub audit_rotate: Option<String>,
+    /// Azure's instance metadata service, where managed identities come from [default: http://169.254.169.254]
+    #[arg(long, env = "AZURE_POD_IDENTITY_AUTHORITY_HOST", value_name = "URL")]
+    pub azure_metadata: Option<String>,
+    /// Google's metadata server, where our own identity in GCP comes from [default: http://169.254.169.254]
+    #[arg(long, env = "GCE_METADATA_HOST", value_name = "URL")]
+    pub gcp_metadata: Option<String>,
+    /// A JSON file of the type `external_account`, for our own identity in GCP where this is no machine of Google's
+    #[arg(long, env = "GOOGLE_APPLICATION_CREDENTIALS", value_name = "FILE")]
+    pub gcp_external_account: Option<PathBuf>,
     /// What to log, e.g. `info,scaivault_edge=debug`
     #[arg(long, env = "SCAIVAULT_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -88,6 +99,8 @@ pub struct Config {
     pub unreachable_after: Duration,
     /// How old the oldest row of an open journal file may be.
     pub audit_rotate: Duration,
+    /// Where our own identities come from.
+    pub own_identities: own::Settings,
 }
 
 impl Options {
@@ -113,6 +126,9 @@ impl Options {
             allow_unverified_tls: self.allow_unverified_tls || file.allow_unverified_tls,
             unreachable_after: self.unreachable_after.or(file.unreachable_after),
             audit_rotate: self.audit_rotate.or(file.audit_rotate),
+            azure_metadata: self.azure_metadata.or(file.azure_metadata),
+            gcp_metadata: self.gcp_metadata.or(file.gcp_metadata),
+            gcp_external_account: self.gcp_external_account.or(file.gcp_external_account),
             log: self.log.or(file.log),
             log_json: self.log_json || file.log_json,
             min_sync_interval: self.min_sync_interval.or(file.min_sync_interval),
@@ -193,6 +209,11 @@ impl Options {
                 Duration::from_secs(60),
             )?,
             audit_rotate: duration("audit-rotate", &self.audit_rotate, Duration::from_secs(10))?,
+            own_identities: own::Settings {
+                azure_metadata: metadata_address("azure-metadata", self.azure_metadata.as_deref())?,
+                gcp_metadata: metadata_address("gcp-metadata", self.gcp_metadata.as_deref())?,
+                gcp_external_account: self.gcp_external_account.filter(|path| !path.as_os_str().is_empty()),
+            },
         })
     }
 }

@@ -4,7 +4,11 @@
 //! login needs is a local secret of the same tenant; it is read at use and again after a refusal, so a rotation heals
 //! itself. A login is renewed at half of its life.
 
+mod azure;
+mod bearer;
+mod gcp;
 mod login;
+pub mod own;
 mod vault;
 
 use std::collections::HashMap;
@@ -25,6 +29,7 @@ use scaivault_domain::{Error, Reason};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::own::OwnIdentities;
 use crate::audit::{Audit, unique};
 use crate::service::{Configurations, secrets};
 use crate::store::Records;
@@ -118,6 +123,7 @@ pub struct Credentials {
     audit: Arc<Audit>,
     logins: Mutex<HashMap<(LeaseKey, Holder), Arc<Login>>>,
     nudge: watch::Sender<u64>,
+    own: OwnIdentities,
     me: Weak<Credentials>,
 }
 
@@ -128,12 +134,13 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Logins with the credentials in `records`. `nudge` is moved whenever a lease for nodes has changed.
+    /// Logins with the credentials in `records`, or as `own`. `nudge` is moved whenever a lease for nodes has changed.
     pub fn new(
         records: Records,
         configurations: Arc<Configurations>,
         audit: Arc<Audit>,
         nudge: watch::Sender<u64>,
+        own: OwnIdentities,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Credentials {
             records,
@@ -141,6 +148,7 @@ impl Credentials {
             audit,
             logins: Mutex::default(),
             nudge,
+            own,
             me: me.clone(),
         })
     }
@@ -318,7 +326,7 @@ impl Credentials {
                 Some(path) => Some(self.read(tenant, &login.provider, path).await?),
                 None => None,
             };
-            login::log_in(&login.provider, credential.as_ref(), login.holder).await
+            login::log_in(&login.provider, credential.as_ref(), login.holder, &self.own).await
         };
         let outcome = tokio::time::timeout(LOGIN_TIMEOUT, attempt).await.unwrap_or_else(|_| {
             Err(Error::new(Reason::BackendTimeout, "the backend did not answer the login in time"))

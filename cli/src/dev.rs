@@ -124,9 +124,9 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
             sync_interval: Duration::from_secs(1),
             egress: egress.clone(),
         },
-        own: own::Settings::default(),
         unreachable_after: Duration::from_secs(60),
         audit_rotate: Duration::from_secs(1),
+        own_identities: own::Settings::default(),
     };
     let control_plane = control_plane::start(config, store, &root).await?;
     match start_node(options.listen, dir.join("node"), &control_plane, &token, egress.clone()).await {

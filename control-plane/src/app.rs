@@ -121,7 +121,7 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
         audit.clone(),
         budgets,
         nudge.clone(),
-        OwnIdentities::new(config.own)?,
+        OwnIdentities::new(config.own_identities)?,
         config.limits.egress.clone(),
     );
     let connections =

@@ -15,7 +15,7 @@ use scaivault_telemetry::{Format, TelemetryConfig, TraceConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::credentials::own;
+use crate::credentials::own::{self, metadata_address};
 
 /// What can be set. Every name is a flag, an environment variable and a key of the file alike.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -72,6 +72,15 @@ pub struct Options {
     /// Let no backend be at a private address that --egress-allow does not name
     #[arg(long, env = "SCAIVAULT_EGRESS_DENY_PRIVATE")]
     pub egress_deny_private: bool,
+    /// Azure's instance metadata service, where managed identities come from [default: http://169.254.169.254]
+    #[arg(long, env = "AZURE_POD_IDENTITY_AUTHORITY_HOST", value_name = "URL")]
+    pub azure_metadata: Option<String>,
+    /// Google's metadata server, where our own identity in GCP comes from [default: http://169.254.169.254]
+    #[arg(long, env = "GCE_METADATA_HOST", value_name = "URL")]
+    pub gcp_metadata: Option<String>,
+    /// A JSON file of the type `external_account`, for our own identity in GCP where this is no machine of Google's
+    #[arg(long, env = "GOOGLE_APPLICATION_CREDENTIALS", value_name = "FILE")]
+    pub gcp_external_account: Option<PathBuf>,
     /// What to log, e.g. `info,scaivault_edge=debug`
     #[arg(long, env = "SCAIVAULT_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -102,12 +111,12 @@ pub struct Config {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// What configurations of backends may say.
     pub limits: crate::service::federation::Limits,
-    /// The identities of ScaiVault's own.
-    pub own: own::Settings,
     /// How long a breaker is open before the backend is called unreachable.
     pub unreachable_after: Duration,
     /// How old the oldest row of an open journal file may be.
     pub audit_rotate: Duration,
+    /// Where our own identities come from.
+    pub own_identities: own::Settings,
 }
 
 impl Options {
@@ -141,6 +150,9 @@ impl Options {
             kubernetes_token_file: self.kubernetes_token_file.or(file.kubernetes_token_file),
             egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
             egress_deny_private: self.egress_deny_private || file.egress_deny_private,
+            azure_metadata: self.azure_metadata.or(file.azure_metadata),
+            gcp_metadata: self.gcp_metadata.or(file.gcp_metadata),
+            gcp_external_account: self.gcp_external_account.or(file.gcp_external_account),
             log: self.log.or(file.log),
             log_json: self.log_json || file.log_json,
             min_sync_interval: self.min_sync_interval.or(file.min_sync_interval),
@@ -218,16 +230,19 @@ impl Options {
                 sync_interval: duration("min-sync-interval", &self.min_sync_interval, MIN_INTERVAL)?,
                 egress: Egress::new(egress),
             },
-            own: own::Settings {
-                hosts: ListedHosts::parse(&self.own_identity_hosts).context("--own-identity-hosts")?,
-                kubernetes_token_file: self.kubernetes_token_file.clone(),
-            },
             unreachable_after: duration(
                 "unreachable-after",
                 &self.unreachable_after,
                 Duration::from_secs(60),
             )?,
             audit_rotate: duration("audit-rotate", &self.audit_rotate, Duration::from_secs(10))?,
+            own_identities: own::Settings {
+                hosts: ListedHosts::parse(&self.own_identity_hosts).context("--own-identity-hosts")?,
+                kubernetes_token_file: self.kubernetes_token_file.clone(),
+                azure_metadata: metadata_address("azure-metadata", self.azure_metadata.as_deref())?,
+                gcp_metadata: metadata_address("gcp-metadata", self.gcp_metadata.as_deref())?,
+                gcp_external_account: self.gcp_external_account.filter(|path| !path.as_os_str().is_empty()),
+            },
         })
     }
 }

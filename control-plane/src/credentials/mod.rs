@@ -5,7 +5,10 @@
 //! itself. A login is renewed at half of its life.
 
 mod aws;
+mod azure;
+mod bearer;
 mod budgets;
+mod gcp;
 mod login;
 pub mod own;
 mod vault;

@@ -189,7 +189,7 @@ fn issued(info: AuthInfo) -> Result<Issued, Error> {
 }
 
 /// Whether a text can be sent as it is.
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())
 }
 

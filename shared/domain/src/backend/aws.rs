@@ -123,14 +123,10 @@ impl AwsLogin {
         }
     }
 
-    /// How the connection to STS is secured: as that to the store, unless only the store is at an address of its own.
-    /// Then the certificates are of that address, and AWS's own STS has public ones.
-    pub fn sts_tls<'t>(&self, target: &'t AwsTarget) -> Cow<'t, Tls> {
-        if target.endpoint.is_some() && self.sts_endpoint.is_none() {
-            Cow::Owned(Tls::default())
-        } else {
-            Cow::Borrowed(&target.tls)
-        }
+    /// How the connection to STS is secured: `ca_cert` is for every server, but `tls_verify: false` is for hosts that the
+    /// configuration names.
+    pub fn sts_tls(&self, target: &AwsTarget) -> Tls {
+        Tls { verify: target.tls.verify || self.sts_endpoint.is_none(), ..target.tls.clone() }
     }
 }
 

@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
-use jsonwebtoken::{Algorithm, Header, get_current_timestamp};
+use jsonwebtoken::{Algorithm, Header};
 use scaivault_domain::Error;
 use scaivault_domain::backend::Provider;
 use scaivault_domain::secret::SecretValue;
+use scaivault_domain::time::{Clock as _, Timestamp};
+use scaivault_telemetry::SystemClock;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -116,16 +118,20 @@ struct Claims<'a> {
 /// # Errors
 /// `internal`, if the system cannot sign.
 pub(crate) fn log_in(credential: &Credential) -> Result<Issued, Error> {
+    bearer::issued(sign(credential, SystemClock.now())?, LIFE - SKEW)
+}
+
+fn sign(credential: &Credential, now: Timestamp) -> Result<SecretString, Error> {
     let header = Header { kid: Some(credential.key_id.clone()), ..Header::new(Algorithm::RS256) };
-    let issued_at = get_current_timestamp().saturating_sub(SKEW.as_secs());
+    let issued_at = now.since(Timestamp::default()).saturating_sub(SKEW);
     let claims = Claims {
         iss: &credential.email,
         sub: &credential.email,
         aud: &credential.audience,
-        iat: issued_at,
-        exp: issued_at + LIFE.as_secs(),
+        iat: issued_at.as_secs(),
+        exp: (issued_at + LIFE).as_secs(),
     };
-    bearer::issued(credential.key.sign(&header, &claims)?, LIFE - SKEW)
+    credential.key.sign(&header, &claims)
 }
 
 #[cfg(test)]

@@ -81,6 +81,25 @@ impl Credential {
     }
 }
 
+impl Credential {
+    /// A token that says who we are to `audience` alone, for `life`.
+    ///
+    /// # Errors
+    /// `internal`, if the system cannot sign.
+    pub(crate) fn token_for(&self, audience: &str, life: Duration) -> Result<SecretString, Error> {
+        let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::RS256) };
+        let issued_at = SystemClock.now().since(Timestamp::default()).saturating_sub(SKEW).as_secs();
+        let claims = Claims {
+            iss: &self.email,
+            sub: &self.email,
+            aud: audience,
+            iat: issued_at,
+            exp: issued_at + life.as_secs(),
+        };
+        self.key.sign(&header, &claims)
+    }
+}
+
 /// Whether the file is the one kind that a tenant may bring.
 fn check_type(provider: &Provider, found: Option<&str>) -> Result<(), Error> {
     let refused = |message: &str, next: &'static str| Err(unusable(provider, message.to_owned()).next(next));
@@ -118,20 +137,7 @@ struct Claims<'a> {
 /// # Errors
 /// `internal`, if the system cannot sign.
 pub(crate) fn log_in(credential: &Credential) -> Result<Issued, Error> {
-    bearer::issued(sign(credential, SystemClock.now())?, LIFE - SKEW)
-}
-
-fn sign(credential: &Credential, now: Timestamp) -> Result<SecretString, Error> {
-    let header = Header { kid: Some(credential.key_id.clone()), ..Header::new(Algorithm::RS256) };
-    let issued_at = now.since(Timestamp::default()).saturating_sub(SKEW);
-    let claims = Claims {
-        iss: &credential.email,
-        sub: &credential.email,
-        aud: &credential.audience,
-        iat: issued_at.as_secs(),
-        exp: (issued_at + LIFE).as_secs(),
-    };
-    credential.key.sign(&header, &claims)
+    bearer::issued(credential.token_for(&credential.audience, LIFE)?, LIFE - SKEW)
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
-use jsonwebtoken::{Algorithm, Header, get_current_timestamp};
+use jsonwebtoken::{Algorithm, Header};
 use scaivault_domain::Error;
 use scaivault_domain::backend::Provider;
 use scaivault_domain::secret::SecretValue;
+use scaivault_domain::time::{Clock as _, Timestamp};
+use scaivault_telemetry::SystemClock;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +88,7 @@ impl Credential {
     /// `internal`, if the system cannot sign.
     pub(crate) fn token_for(&self, audience: &str, life: Duration) -> Result<SecretString, Error> {
         let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::RS256) };
-        let issued_at = get_current_timestamp().saturating_sub(SKEW.as_secs());
+        let issued_at = SystemClock.now().since(Timestamp::default()).saturating_sub(SKEW).as_secs();
         let claims = Claims {
             iss: &self.email,
             sub: &self.email,

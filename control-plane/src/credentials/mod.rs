@@ -382,9 +382,7 @@ impl Credentials {
                 None => None,
             };
             // Checked at every login: the operator may have taken the identity away, or the host from the list.
-            self.check_own(tenant, &login.provider)
-                .await
-                .map_err(|error| Error { reason: Reason::BackendLoginFailed, ..error })?;
+            self.check_own(tenant, &login.provider).await.map_err(no_longer_ours)?;
             let asking = Asking {
                 key: &login.key,
                 holder: login.holder,
@@ -541,6 +539,16 @@ fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration, egress: &Eg
         // Best effort: what cannot be revoked ends by itself.
         login::revoke(&login.provider, &held.lease.material, &egress).await;
     });
+}
+
+/// Why a login with an identity of ours is refused that was configured when it was allowed.
+fn no_longer_ours(error: Error) -> Error {
+    if !matches!(error.reason, Reason::PermissionDenied | Reason::InvalidConfig) {
+        return error;
+    }
+    let next = error.what_next().to_owned();
+    let detail = error.violations.into_iter().next().map(|violation| violation.detail).unwrap_or_default();
+    Error::new(Reason::BackendLoginFailed, detail).next(next)
 }
 
 /// The stored credential cannot be used.

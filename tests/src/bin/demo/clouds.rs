@@ -108,7 +108,7 @@ pub(crate) async fn tell(
         clouds.push(AWS);
     }
     if let Some(Seeded { endpoint, .. }) = &azure {
-        out.step("Azure Key Vault becomes one in proxy mode. Its names have no slashes: app/db is app--db")?;
+        out.step("Azure Key Vault becomes a backend; its names have no slashes, so app/db is app--db there")?;
         let body = [
             r#"{"name":"azure-production","type":"azure-key-vault","mode":"proxy","#.to_owned(),
             format!(r#" "config":{{"vault_url":"{endpoint}","auth_method":"client_secret","#),
@@ -121,7 +121,7 @@ pub(crate) async fn tell(
         clouds.push(AZURE);
     }
     if let Some(Seeded { endpoint, .. }) = &gcp {
-        out.step("GCP Secret Manager becomes one in proxy mode: app/db is app__db there")?;
+        out.step("GCP Secret Manager becomes a backend; app/db is app__db there")?;
         let body = [
             r#"{"name":"gcp-production","type":"google-secret-manager","mode":"proxy","#.to_owned(),
             format!(r#" "config":{{"project_id":"{GCP_PROJECT}","endpoint":"{endpoint}","#),

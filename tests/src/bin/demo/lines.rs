@@ -88,7 +88,7 @@ fn curl_lines(curl: &str, clouds: &[Cloud]) -> Vec<Line> {
             write(&remote, r#"{"data":{"password":"winter"}}"#),
             r#""code":"federated_read_only""#,
         ),
-        line("REST: look at the backend", read(status), r#""status":"healthy""#),
+        line("REST: look at the backend of OpenBao", read(status), r#""status":"healthy""#),
         line("REST: read a copy, from ScaiVault's own store", read(&copied), r#""source":"sync""#),
         line("REST: what the first sync copied and left out", read(report), r#""reason":"charset""#),
         line(
@@ -103,7 +103,8 @@ fn curl_lines(curl: &str, clouds: &[Cloud]) -> Vec<Line> {
         command: read(&format!("/v1/secrets/{}", cloud.path)),
         proof: cloud.proof,
     });
-    lines.splice(1..1, clouds);
+    // After what is read of OpenBao and cannot be written there.
+    lines.splice(2..2, clouds);
     lines
 }
 

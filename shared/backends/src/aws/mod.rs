@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::answers::{CURRENT, PREVIOUS, Value, check_asked, history};
-use self::fault::{MALFORMED, NO_JSON_OF_AWS, meaning};
+use self::fault::{NO_JSON_OF_AWS, meaning};
 use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::survey::{Calls, Found, Step};

@@ -280,7 +280,8 @@ impl VaultBackend {
     async fn look_up_token(&self, lease: &Lease) -> Result<Token, BackendError> {
         let answer = self.get(lease, "/auth/token/lookup-self", READ_LIMIT).await?;
         match answer.status {
-            StatusCode::OK => Ok(Token::Valid),
+            // Whatever stands in front of Vault may say 200 to anything.
+            StatusCode::OK => Envelope::of(&answer)?.data.map(|_| Token::Valid).ok_or(NO_JSON_OF_VAULT),
             StatusCode::FORBIDDEN => {
                 // A token without the default policy may not even look itself up. Only the verdict of a policy is
                 // written as a list of one; taking that for an ended token would log in again for every such read.
@@ -382,7 +383,9 @@ impl SecretBackend for VaultBackend {
                     Ok(_) => Err(BackendError::InvalidAnswer("a version that nobody can have made")),
                     Err(error) => Err(error),
                 },
-                Ok((KvVersion::V1, _)) => Err(BackendError::InvalidConfig("the KV mount is of version 1, not 2")),
+                Ok((KvVersion::V1, _)) => {
+                    Err(BackendError::InvalidConfig("the KV mount is of version 1, not 2"))
+                }
                 Err(error) => Err(error),
             },
             // Without versions, every read gives the value.

@@ -16,7 +16,10 @@ use scaivault_tests::servers::moto::{AccessKey, Client, Moto, Options, REGION};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
-use super::capabilities::{Capabilities, Closes, Deleted, Empty, Json, Pages, Surveys, Told, Unfit, Versions, Writes};
+use super::capabilities::{
+    Capabilities, Closes, Deleted, Empty, HistoryOfNobody, Json, NoSecrets, Pages, Surveys, Told, Unfit,
+    Versions, Writes,
+};
 use super::{Connected, Provider, Store, keeps, suite};
 
 /// What the documentation gives a role that syncs both ways.
@@ -89,6 +92,8 @@ impl Store for Secrets {
         deleted: Deleted::As(State::Deleted),
         kinds: &[Kind::Json, Kind::Text, Kind::Binary],
         empty: Empty::Refused,
+        empty_objects: Empty::Carried,
+        no_secrets: NoSecrets::Said,
         json: Json::AsWritten,
         most_bytes: 65_536,
         good_names: &["a+b=c.d@e_f-g", "A/b"],
@@ -97,7 +102,11 @@ impl Store for Secrets {
         unfit: Unfit::Key("a*b"),
         writes: Writes::Conditional,
         closes: Closes::AllSecrets,
+        history_of_nobody: HistoryOfNobody::Breaks,
     };
+
+    /// moto answers with a fault of its own to what meets in it.
+    const AT_ONCE: usize = 1;
 
     fn socket(&self) -> SocketAddr {
         self.socket
@@ -128,7 +137,9 @@ impl Store for Secrets {
         let id = self.id(leaf);
         match self.admin.call("CreateSecret", json!({ "Name": id, field: value })).await {
             Ok(_) => Ok(()),
-            Err(_) => self.admin.call("PutSecretValue", json!({ "SecretId": id, field: value })).await.map(drop),
+            Err(_) => {
+                self.admin.call("PutSecretValue", json!({ "SecretId": id, field: value })).await.map(drop)
+            }
         }
     }
 

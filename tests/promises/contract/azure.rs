@@ -15,7 +15,10 @@ use secrecy::SecretString;
 use serde_json::Value;
 use url::form_urlencoded::Serializer;
 
-use super::capabilities::{Capabilities, Closes, Deleted, Empty, Json, Pages, Surveys, Told, Unfit, Versions, Writes};
+use super::capabilities::{
+    Capabilities, Closes, Deleted, Empty, HistoryOfNobody, Json, NoSecrets, Pages, Surveys, Told, Unfit,
+    Versions, Writes,
+};
 use super::{Provider, Store, keeps, suite};
 
 /// Every store is a fake of its own.
@@ -63,6 +66,8 @@ impl Store for Vault {
         deleted: Deleted::NotFound,
         kinds: &[Kind::Json, Kind::Text],
         empty: Empty::Carried,
+        empty_objects: Empty::Carried,
+        no_secrets: NoSecrets::Said,
         json: Json::AsWritten,
         most_bytes: 25 * 1024,
         good_names: &["a-b", "0"],
@@ -71,6 +76,7 @@ impl Store for Vault {
         unfit: Unfit::Keys(15),
         writes: Writes::Checked,
         closes: Closes::OneSecret,
+        history_of_nobody: HistoryOfNobody::NotFound,
     };
 
     fn socket(&self) -> SocketAddr {

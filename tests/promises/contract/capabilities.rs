@@ -25,6 +25,10 @@ pub(super) struct Capabilities {
     pub(super) kinds: &'static [Kind],
     /// Whether it has values of no bytes.
     pub(super) empty: Empty,
+    /// Whether it has JSON objects without keys.
+    pub(super) empty_objects: Empty,
+    /// Whether an empty listing says that it is one.
+    pub(super) no_secrets: NoSecrets,
     /// What becomes of the text of a JSON object.
     pub(super) json: Json,
     /// The largest value, in bytes.
@@ -41,6 +45,8 @@ pub(super) struct Capabilities {
     pub(super) writes: Writes,
     /// What a refusal closes on the server that the suite runs against.
     pub(super) closes: Closes,
+    /// What that server says when the history of a secret is asked for that is not there.
+    pub(super) history_of_nobody: HistoryOfNobody,
 }
 
 /// How listings are paged.
@@ -94,11 +100,22 @@ pub(super) enum Empty {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoSecrets {
+    /// As an empty list.
+    Said,
+    /// In JSON of protocol buffers an empty list is left out, so whatever is an object is an empty listing. A sync
+    /// deletes nothing for it: that is what its brake is for.
+    Unsaid,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Json {
     /// Kept byte for byte.
     AsWritten,
     /// Numbers and texts are kept; keys come back in the order of the alphabet.
     Sorted,
+    /// The same, and numbers come back as 64-bit floats. Ones that would not be the same are not written.
+    SortedAndRounded,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,15 +158,16 @@ pub(super) enum Closes {
     Nothing,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HistoryOfNobody {
+    NotFound,
+    /// It breaks, where the real one says not found.
+    Breaks,
+}
+
 /// The table of the documentation. The server that has no permissions is a stand-in and not in it.
 fn table() -> String {
-    let stores = [
-        vault::Kv2::CAN,
-        vault::Kv1::CAN,
-        aws::Secrets::CAN,
-        azure::Vault::CAN,
-        gcp::Project::CAN,
-    ];
+    let stores = [vault::Kv2::CAN, vault::Kv1::CAN, aws::Secrets::CAN, azure::Vault::CAN, gcp::Project::CAN];
     let mut table = String::from("| |");
     for store in &stores {
         write!(table, " {} |", store.title).expect("a text takes everything");
@@ -175,7 +193,12 @@ fn table() -> String {
         }),
         ("empty values", |can| if can.empty == Empty::Carried { "yes" } else { "no" }.to_owned()),
         ("text of JSON", |can| {
-            if can.json == Json::AsWritten { "kept" } else { "kept, keys sorted" }.to_owned()
+            match can.json {
+                Json::AsWritten => "kept",
+                Json::Sorted => "kept, keys sorted",
+                Json::SortedAndRounded => "keys sorted, numbers are 64-bit floats",
+            }
+            .to_owned()
         }),
         ("largest value, bytes", |can| can.most_bytes.to_string()),
         ("custom metadata", |can| {
@@ -197,12 +220,10 @@ fn table() -> String {
             }
             .to_owned()
         }),
-        ("after a deletion", |can| {
-            match can.deleted {
-                Deleted::As(state) => format!("`{}`, can be brought back", state.as_str()),
-                Deleted::NotFound => "not found, can be brought back".to_owned(),
-                Deleted::Never => "never deleted".to_owned(),
-            }
+        ("after a deletion", |can| match can.deleted {
+            Deleted::As(state) => format!("`{}`, can be brought back", state.as_str()),
+            Deleted::NotFound => "not found, can be brought back".to_owned(),
+            Deleted::Never => "never deleted".to_owned(),
         }),
     ];
     for (title, cell) in rows {

@@ -14,7 +14,10 @@ use scaivault_tests::servers::drongo::{Admin, Drongo};
 use secrecy::SecretString;
 use serde_json::Value;
 
-use super::capabilities::{Capabilities, Closes, Deleted, Empty, Json, Pages, Surveys, Told, Unfit, Versions, Writes};
+use super::capabilities::{
+    Capabilities, Closes, Deleted, Empty, HistoryOfNobody, Json, NoSecrets, Pages, Surveys, Told, Unfit,
+    Versions, Writes,
+};
 use super::{Provider, Store, Tried, keeps, promises, suite};
 
 /// Secrets in one page of the fake.
@@ -76,6 +79,8 @@ const CAN: Capabilities = Capabilities {
     deleted: Deleted::As(State::Disabled),
     kinds: &[Kind::Json, Kind::Text, Kind::Binary],
     empty: Empty::Refused,
+    empty_objects: Empty::Carried,
+    no_secrets: NoSecrets::Unsaid,
     json: Json::AsWritten,
     most_bytes: 65_536,
     good_names: &["a_b-C", "0"],
@@ -84,6 +89,7 @@ const CAN: Capabilities = Capabilities {
     unfit: Unfit::Key("a b"),
     writes: Writes::Checked,
     closes: Closes::OneSecret,
+    history_of_nobody: HistoryOfNobody::NotFound,
 };
 
 impl Store for Project {
@@ -183,9 +189,9 @@ impl Provider for Emulator {
 }
 
 impl Store for EmulatedProject {
-    /// It has no pages and no annotations, and takes anybody for anybody.
-    const CAN: Capabilities =
-        Capabilities { pages: Pages::One, closes: Closes::Nothing, states: &[State::Disabled], ..CAN };
+    /// It has no pages and no annotations, takes anybody for anybody, and its `latest` is the newest enabled version,
+    /// where Google's is the newest of all.
+    const CAN: Capabilities = Capabilities { pages: Pages::One, closes: Closes::Nothing, states: &[], ..CAN };
 
     fn socket(&self) -> SocketAddr {
         self.socket
@@ -252,10 +258,8 @@ async fn gcp_keeps_what_another_server_of_its_protocol_shows() -> Result<()> {
         names_at_the_edge_work_and_beyond_it_nothing_is_sent
         what_is_not_there_is_not_found
         versions_are_told_oldest_first_and_read_by_name
-        states_are_states_and_never_values
         a_write_is_done_only_where_nothing_else_came_first
         a_write_that_is_made_again_makes_no_second_version
-        a_deletion_is_soft_and_of_the_expected_version_only
         whether_a_value_may_be_read_is_found_out_without_reading_it
         faults_of_the_server_are_told_apart
         what_is_not_the_protocol_is_no_answer

@@ -15,7 +15,10 @@ use secrecy::SecretString;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::capabilities::{Capabilities, Closes, Deleted, Empty, Json, Pages, Surveys, Told, Unfit, Versions, Writes};
+use super::capabilities::{
+    Capabilities, Closes, Deleted, Empty, HistoryOfNobody, Json, NoSecrets, Pages, Surveys, Told, Unfit,
+    Versions, Writes,
+};
 use super::{Provider, Store, keeps, suite};
 
 pub(super) type Kv1 = Kv<1>;
@@ -85,6 +88,8 @@ impl<const VERSION: u8> Store for Kv<VERSION> {
             deleted: Deleted::Never,
             metadata: Told::Never,
             unfit: Unfit::Nothing,
+            empty_objects: Empty::Refused,
+            json: Json::Sorted,
             writes: Writes::Never,
             ..KV2
         },
@@ -168,7 +173,9 @@ const KV2: Capabilities = Capabilities {
     deleted: Deleted::As(State::Deleted),
     kinds: &[Kind::Json],
     empty: Empty::Refused,
-    json: Json::Sorted,
+    empty_objects: Empty::Carried,
+    no_secrets: NoSecrets::Said,
+    json: Json::SortedAndRounded,
     most_bytes: 1024 * 1024,
     good_names: &["a.b_c-d~e", "data", "a b", "%2F", "\u{e4}"],
     bad_names: &["", ".", "..", "a/../b", "a//b"],
@@ -176,6 +183,7 @@ const KV2: Capabilities = Capabilities {
     unfit: Unfit::LongKey(129),
     writes: Writes::Conditional,
     closes: Closes::OneSecret,
+    history_of_nobody: HistoryOfNobody::NotFound,
 };
 
 #[tokio::test]

@@ -246,6 +246,15 @@ async fn describe(client: &Client, name: &RemoteName) -> Result<DescribeSecretOu
     Ok(secret)
 }
 
+/// Whether a secret is marked for deletion; not, where descriptions are closed to us.
+pub(super) async fn is_deleted(client: &Client, name: &RemoteName) -> Result<bool, BackendError> {
+    match describe(client, name).await {
+        Ok(secret) => Ok(secret.deleted_date().is_some()),
+        Err(BackendError::Forbidden) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn stage_of(secret: &DescribeSecretOutput, stage: &str) -> Option<String> {
     secret.version_ids_to_stages().and_then(|versions| holder(versions, stage)).cloned()
 }

@@ -23,7 +23,8 @@ const LONGEST_CONTENT_TYPE: usize = 255;
 const MOST_TAGS: usize = 15;
 const LONGEST_TAG: usize = 512;
 
-const TEXTS_ONLY: BackendError = BackendError::Unsupported("its values are texts, and this one is bytes");
+pub(super) const TEXTS_ONLY: BackendError =
+    BackendError::Unsupported("its values are texts, and this one is bytes");
 
 /// How often it is asked what a write came after.
 const LOOKS: u32 = 3;

@@ -30,6 +30,10 @@ const NO_CONDITIONS: BackendError =
     BackendError::Unsupported("KV version 1 cannot tell what a write would overwrite; upgrade the mount");
 const OBJECTS_ONLY: BackendError =
     BackendError::Unsupported("its values are JSON objects without duplicate keys");
+/// On reading, Vault takes values apart into 64-bit floats: `pathDataRead` in its KV engine.
+const ROUNDED: BackendError = BackendError::Unsupported(
+    "KV version 2 gives numbers back as 64-bit floats, which would change this one",
+);
 const UNFIT: BackendError = BackendError::Unsupported(
     "custom metadata has at most 64 keys of 1 to 128 bytes with values of at most 512 bytes",
 );
@@ -86,6 +90,9 @@ impl VaultBackend {
         if write.kind != Kind::Json || Kind::of_text(value) != Kind::Json {
             return Err(OBJECTS_ONLY);
         }
+        if !numbers(value).all(is_kept) {
+            return Err(ROUNDED);
+        }
         let mount = self.mount_of_versions(lease, name).await?;
         let base = match &write.expected {
             Expected::Absent => 0,
@@ -137,7 +144,9 @@ impl VaultBackend {
         let gone = gone.keys().filter(|key| !wanted.contains_key(*key));
         let changed: BTreeMap<&String, Option<&String>> = gone
             .map(|key| (key, None))
-            .chain(fits.iter().filter(|(key, value)| there.get(*key) != Some(value)).map(|(k, v)| (k, Some(v))))
+            .chain(
+                fits.iter().filter(|(key, value)| there.get(*key) != Some(value)).map(|(k, v)| (k, Some(v))),
+            )
             .collect();
         if changed.is_empty() {
             return outcome;
@@ -270,6 +279,51 @@ impl VaultBackend {
             413 => Err(BackendError::ValueTooLarge { most: MOST_BYTES }),
             _ => Ok(answer),
         }
+    }
+}
+
+/// The numbers in a JSON text, as they are written.
+fn numbers(json: &[u8]) -> impl Iterator<Item = &str> {
+    let mut rest = json;
+    std::iter::from_fn(move || {
+        let mut is_text = false;
+        let mut at = 0;
+        while let Some(byte) = rest.get(at) {
+            match byte {
+                b'\\' => at += 1,
+                b'"' => is_text = !is_text,
+                b'-' | b'0'..=b'9' if !is_text => {
+                    let number = &rest[at..];
+                    let is_part = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+                    let end = number.iter().position(|byte| !is_part(byte)).unwrap_or(number.len());
+                    rest = &number[end..];
+                    return str::from_utf8(&number[..end]).ok();
+                }
+                _ => {}
+            }
+            at += 1;
+        }
+        None
+    })
+}
+
+/// Whether a number is the same after it was a 64-bit float, however it is then written.
+fn is_kept(number: &str) -> bool {
+    let float: f64 = number.parse().unwrap_or(f64::INFINITY);
+    float.is_finite() && decimal(number) == decimal(&float.to_string())
+}
+
+/// The digits of a number from its first to its last one that is not 0, and the power of ten that they are multiplied by.
+fn decimal(number: &str) -> Option<(bool, String, i64)> {
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let exponent = exponent.parse::<i64>().ok()?.checked_sub(i64::try_from(fraction.len()).ok()?)?;
+    let digits = format!("{}{fraction}", whole.trim_start_matches('-'));
+    let significant = digits.trim_end_matches('0');
+    let zeros = i64::try_from(digits.len() - significant.len()).ok()?;
+    match significant.trim_start_matches('0') {
+        "" => Some((false, String::new(), 0)),
+        significant => Some((whole.starts_with('-'), significant.to_owned(), exponent.checked_add(zeros)?)),
     }
 }
 

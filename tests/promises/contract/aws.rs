@@ -189,7 +189,7 @@ async fn aws_throttles_with_a_status_of_its_own_and_is_asked_later() -> Result<(
     microburst.throttle("GetSecretValue").await?;
     assert_eq!(at.read("a").await.err(), Some(BackendError::Throttled { retry_after: None }));
     microburst.heal().await?;
-    microburst.throttle_times("GetSecretValue", 6).await?;
+    microburst.throttle_times("GetSecretValue", 2).await?;
     let guarded = at.guarded()?;
     let read = guarded.background(Duration::from_secs(5)).read(&at.name("a")).await?;
     assert_eq!(read.value.expose(), b"text");

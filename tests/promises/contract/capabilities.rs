@@ -165,6 +165,9 @@ pub(super) enum HistoryOfNobody {
     Breaks,
 }
 
+/// A title, and what stands under a store.
+type Row = (&'static str, fn(&Capabilities) -> String);
+
 /// The table of the documentation. The server that has no permissions is a stand-in and not in it.
 fn table() -> String {
     let stores = [vault::Kv2::CAN, vault::Kv1::CAN, aws::Secrets::CAN, azure::Vault::CAN, gcp::Project::CAN];
@@ -174,7 +177,7 @@ fn table() -> String {
     }
     table.push_str("\n|---|");
     table.push_str(&"---|".repeat(stores.len()));
-    let rows: [(&str, fn(&Capabilities) -> String); 10] = [
+    let rows: [Row; 10] = [
         ("versions", |can| {
             match can.versions {
                 Versions::None => "none",

@@ -24,6 +24,11 @@ use super::{Provider, Store, keeps, suite};
 pub(super) type Kv1 = Kv<1>;
 pub(super) type Kv2 = Kv<2>;
 
+/// Where the policies to paste are, which are those of the suite.
+const PAGE: &str = include_str!("../../../docs/backends/hashicorp-vault.md");
+/// The folder that they are for.
+const FOLDER: &str = "prod";
+
 /// One OpenBao; its stores are mounts.
 struct Bao<const VERSION: u8> {
     server: OpenBao,
@@ -61,19 +66,21 @@ fn encoded(leaf: &str) -> String {
 }
 
 impl<const VERSION: u8> Kv<VERSION> {
-    /// What the documentation gives a role that syncs both ways, and `more`.
+    /// What the documentation gives a role that reads and writes, and `more`.
     fn policy(mount: &str, more: &str) -> String {
-        let paths = if VERSION == 1 {
-            format!(r#"path "{mount}/*" {{ capabilities = ["read", "list"] }}"#)
-        } else {
-            format!(
-                r#"path "{mount}/data/*" {{ capabilities = ["create", "read", "update"] }}
-                   path "{mount}/metadata/*" {{ capabilities = ["read", "list", "patch"] }}
-                   path "{mount}/detailed-metadata/*" {{ capabilities = ["list", "scan"] }}
-                   path "{mount}/delete/*" {{ capabilities = ["update"] }}"#
-            )
+        let blocks = PAGE.split("```hcl\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let blocks: Vec<_> = blocks.collect();
+        let [version_2, openbao, version_1, _child] = blocks[..] else { panic!("four policies to paste") };
+        let pasted = match VERSION {
+            1 => version_1.replace("kv/", &format!("{mount}/")),
+            _ => format!("{version_2}{openbao}").replace("secret/", &format!("{mount}/")),
         };
-        format!("{paths}\n{more}")
+        format!("{pasted}\n{more}")
+    }
+
+    /// Where a secret lies in the mount.
+    fn path(leaf: &str) -> String {
+        format!("{FOLDER}/{leaf}")
     }
 }
 
@@ -113,7 +120,7 @@ impl<const VERSION: u8> Store for Kv<VERSION> {
     }
 
     fn root(&self) -> Option<RemoteName> {
-        Some(RemoteName::with_literal(self.mount.as_str(), 1))
+        Some(RemoteName::with_literal(format!("{}/{FOLDER}", self.mount), 2))
     }
 
     fn longest(&self) -> RemoteName {
@@ -121,34 +128,34 @@ impl<const VERSION: u8> Store for Kv<VERSION> {
     }
 
     async fn put(&self, leaf: &str, value: &[u8], _: Kind) -> Result<()> {
-        let (value, leaf) = (str::from_utf8(value)?, encoded(leaf));
+        let (value, path) = (str::from_utf8(value)?, Self::path(&encoded(leaf)));
         if VERSION == 1 {
             let value = RawValue::from_string(value.to_owned())?;
-            return self.admin.put_v1_raw(&self.mount, &leaf, &value).await;
+            return self.admin.put_v1_raw(&self.mount, &path, &value).await;
         }
         let value = RawValue::from_string(format!(r#"{{"data":{value}}}"#))?;
-        self.admin.put_v1_raw(&self.mount, &format!("data/{leaf}"), &value).await
+        self.admin.put_v1_raw(&self.mount, &format!("data/{path}"), &value).await
     }
 
     async fn change(&self, leaf: &str, to: State) -> Result<()> {
         match to {
-            State::Deleted => self.admin.delete(&self.mount, leaf, &[1]).await,
-            State::Destroyed => self.admin.destroy(&self.mount, leaf, &[1]).await,
+            State::Deleted => self.admin.delete(&self.mount, &Self::path(leaf), &[1]).await,
+            State::Destroyed => self.admin.destroy(&self.mount, &Self::path(leaf), &[1]).await,
             _ => bail!("KV has no such state"),
         }
     }
 
     async fn restore(&self, leaf: &str) -> Result<()> {
-        self.admin.undelete(&self.mount, leaf, &[2]).await
+        self.admin.undelete(&self.mount, &Self::path(leaf), &[2]).await
     }
 
     async fn describe(&self, leaf: &str, metadata: &Metadata) -> Result<()> {
-        self.admin.set_custom_metadata(&self.mount, leaf, json!(metadata)).await
+        self.admin.set_custom_metadata(&self.mount, &Self::path(leaf), json!(metadata)).await
     }
 
     async fn forbid(&self, leaf: &str) -> Result<()> {
         let infix = if VERSION == 1 { "" } else { "data/" };
-        let closed = format!(r#"path "{}/{infix}{leaf}" {{ capabilities = ["deny"] }}"#, self.mount);
+        let closed = format!(r#"path "{}/{infix}{FOLDER}/{leaf}" {{ capabilities = ["deny"] }}"#, self.mount);
         self.admin.write_policy(&self.mount, &Self::policy(&self.mount, &closed)).await
     }
 

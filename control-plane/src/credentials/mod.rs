@@ -4,8 +4,13 @@
 //! login needs is a local secret of the same tenant; it is read at use and again after a refusal, so a rotation heals
 //! itself. A login is renewed at half of its life.
 
+mod aws;
+mod azure;
+mod bearer;
 mod budgets;
+mod gcp;
 mod login;
+pub mod own;
 mod vault;
 
 use std::collections::HashMap;
@@ -23,6 +28,7 @@ use scaivault_domain::lease::{LeaseKey, Material};
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::secret::SecretValue;
 use scaivault_domain::tenant::TenantId;
+use scaivault_domain::time::Timestamp;
 use scaivault_domain::view::Route;
 use scaivault_domain::{Error, Reason};
 use tokio::sync::watch;
@@ -30,7 +36,10 @@ use tokio::time::Instant;
 
 pub use self::budgets::Budgets;
 use self::budgets::Shared;
+use self::own::OwnIdentities;
 use crate::audit::{Audit, unique};
+use crate::model::TenantRecord;
+use crate::service::tenants::tenant_key;
 use crate::service::{Configurations, secrets};
 use crate::store::Records;
 
@@ -52,6 +61,15 @@ pub enum Holder {
     ControlPlane,
     /// All nodes together.
     Nodes,
+}
+
+/// Who logs in, and with what of ours.
+pub(crate) struct Asking<'a> {
+    pub(crate) key: &'a LeaseKey,
+    pub(crate) holder: Holder,
+    pub(crate) own: &'a OwnIdentities,
+    pub(crate) egress: &'a Egress,
+    pub(crate) now: Timestamp,
 }
 
 /// A login that succeeded.
@@ -126,6 +144,7 @@ pub struct Credentials {
     logins: Mutex<HashMap<(LeaseKey, Holder), Arc<Login>>>,
     budgets: Budgets,
     nudge: watch::Sender<u64>,
+    own: OwnIdentities,
     egress: Egress,
     me: Weak<Credentials>,
 }
@@ -137,14 +156,15 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Logins with the credentials in `records`, to where `egress` lets them lead. `nudge` is moved whenever a lease for
-    /// nodes has changed.
+    /// Logins with the credentials in `records` and with our `own` identities, to where `egress` lets them lead. `nudge`
+    /// is moved whenever a lease for nodes has changed.
     pub fn new(
         records: Records,
         configurations: Arc<Configurations>,
         audit: Arc<Audit>,
         budgets: Budgets,
         nudge: watch::Sender<u64>,
+        own: OwnIdentities,
         egress: Egress,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Credentials {
@@ -154,18 +174,33 @@ impl Credentials {
             logins: Mutex::default(),
             budgets,
             nudge,
+            own,
             egress,
             me: me.clone(),
         })
     }
 
-    /// Checks that the credential of a new configuration is there and has what its method needs.
+    /// Checks that the credential of a new configuration is there and has what its method needs, or that the tenant may
+    /// use the identity of ours that stands in for it.
     ///
     /// # Errors
-    /// `credential_unusable`, naming the field.
+    /// `credential_unusable`, `permission_denied` or `invalid_config`, naming the field.
     pub async fn check(&self, tenant: &TenantId, provider: &Provider) -> Result<(), Error> {
+        self.check_own(tenant, provider).await?;
         let Some(path) = provider.credentials() else { return Ok(()) };
         login::check(provider, &self.read(tenant, provider, path).await?)
+    }
+
+    /// Whether the tenant may use the identity of ours that a login uses, if it uses one.
+    async fn check_own(&self, tenant: &TenantId, provider: &Provider) -> Result<(), Error> {
+        if provider.own_identity().is_none() {
+            return Ok(());
+        }
+        let granted = match self.records.get::<TenantRecord>(&tenant_key(tenant)).await? {
+            Some((record, _)) => record.identities,
+            None => Vec::new(),
+        };
+        provider.check_own_identity(&granted, &self.own.hosts)
     }
 
     async fn read(
@@ -346,7 +381,16 @@ impl Credentials {
                 Some(path) => Some(self.read(tenant, &login.provider, path).await?),
                 None => None,
             };
-            login::log_in(&login.provider, credential.as_ref(), login.holder, &self.egress).await
+            // Checked at every login: the operator may have taken the identity away, or the host from the list.
+            self.check_own(tenant, &login.provider).await.map_err(no_longer_ours)?;
+            let asking = Asking {
+                key: &login.key,
+                holder: login.holder,
+                own: &self.own,
+                egress: &self.egress,
+                now: self.audit.now(),
+            };
+            login::log_in(&login.provider, credential.as_ref(), &asking).await
         };
         let outcome = tokio::time::timeout(LOGIN_TIMEOUT, attempt).await.unwrap_or_else(|_| {
             Err(Error::new(Reason::BackendTimeout, "the backend did not answer the login in time"))
@@ -384,7 +428,8 @@ impl Credentials {
     }
 
     async fn renew(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>) {
-        if held.renewal == Renewal::Renew {
+        let still_allowed = self.check_own(&login.key.tenant, &login.provider).await.is_ok();
+        if still_allowed && held.renewal == Renewal::Renew {
             let renewed = login::renew(&login.provider, &held.lease.material, &self.egress).await;
             // Towards the longest life that a backend allows, renewals give less and less; then a login is better.
             if let Ok(Some(ttl)) = renewed
@@ -477,7 +522,7 @@ fn hold(issued: Issued) -> Held {
     let ttl = issued.ttl.map(|ttl| ttl.min(LONGEST_LIFE));
     let lease = Lease {
         // Random, so that it tells nothing of the credential and changes with every renewal.
-        id: unique(scaivault_domain::time::Timestamp::default()),
+        id: unique(Timestamp::default()),
         material: issued.material,
         expires_at: ttl.map(|ttl| Instant::now() + ttl),
     };
@@ -494,6 +539,16 @@ fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration, egress: &Eg
         // Best effort: what cannot be revoked ends by itself.
         login::revoke(&login.provider, &held.lease.material, &egress).await;
     });
+}
+
+/// Why a login with an identity of ours is refused that was configured when it was allowed.
+fn no_longer_ours(error: Error) -> Error {
+    if !matches!(error.reason, Reason::PermissionDenied | Reason::InvalidConfig) {
+        return error;
+    }
+    let next = error.what_next().to_owned();
+    let detail = error.violations.into_iter().next().map(|violation| violation.detail).unwrap_or_default();
+    Error::new(Reason::BackendLoginFailed, detail).next(next)
 }
 
 /// The stored credential cannot be used.

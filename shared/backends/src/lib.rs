@@ -417,8 +417,12 @@ pub fn permission(kind: ProviderKind, operation: Operation) -> &'static str {
         }
         (ProviderKind::HashicorpVault, Operation::List) => "`list` on the metadata path of the folder",
         (ProviderKind::HashicorpVault, Operation::History) => "`read` on the secret's metadata path",
-        (ProviderKind::HashicorpVault, Operation::Write) => "`create` and `update` on the secret's data path",
-        (ProviderKind::HashicorpVault, Operation::Delete) => "`delete` on the secret's data path",
+        (ProviderKind::HashicorpVault, Operation::Write) => {
+            "`create` and `update` on the secret's data path, `patch` or `update` on its metadata path"
+        }
+        (ProviderKind::HashicorpVault, Operation::Delete) => {
+            "`update` on the secret's `delete/` path, and `read` on its data path"
+        }
         (ProviderKind::AwsSecretsManager, Operation::Read) => "`secretsmanager:GetSecretValue` on the secret",
         (ProviderKind::AwsSecretsManager, Operation::ReadMany) => "`secretsmanager:BatchGetSecretValue`",
         (ProviderKind::AwsSecretsManager, Operation::List) => "`secretsmanager:ListSecrets` on `*`",

@@ -15,7 +15,7 @@ use crate::budget::Quota;
 use crate::connection::{Connection, Effort, Leases};
 use crate::guard::Retry;
 use crate::survey::{Calls, Found, Step, SurveyPage};
-use crate::{BackendError, Lease, RemoteSecret, RemoteVersion, SecretBackend as _};
+use crate::{BackendError, Lease, Operation, RemoteSecret, RemoteVersion, SecretBackend as _};
 
 /// Time for the pauses between attempts, whatever the attempts themselves may take.
 const PAUSES: Duration = Duration::from_secs(60);
@@ -89,7 +89,7 @@ impl<L: Leases> Background<L> {
                 run.certain(&lease, answer).await
             }
         };
-        self.connection.guarded(self.effort("read", Quota::Values, self.timeout), call).await
+        self.connection.guarded(self.effort("read", Operation::Read, Quota::Values, self.timeout), call).await
     }
 
     /// The value of a version of `name`.
@@ -109,7 +109,7 @@ impl<L: Leases> Background<L> {
                 run.certain(&lease, answer).await
             }
         };
-        self.connection.guarded(self.effort("read", Quota::Values, self.timeout), call).await
+        self.connection.guarded(self.effort("read", Operation::Read, Quota::Values, self.timeout), call).await
     }
 
     /// The versions that the backend still knows of, oldest first.
@@ -125,7 +125,9 @@ impl<L: Leases> Background<L> {
                 run.certain(&lease, answer).await
             }
         };
-        self.connection.guarded(self.effort("history", Quota::Metadata, self.timeout), call).await
+        self.connection
+            .guarded(self.effort("history", Operation::History, Quota::Metadata, self.timeout), call)
+            .await
     }
 
     /// Begins to look at every secret below `root` (`None`: in the whole store).
@@ -141,7 +143,7 @@ impl<L: Leases> Background<L> {
             async move { run.connection.backend().survey(&lease, &step, &run.calls).await }
         };
         let quota = self.connection.backend().step_quota(&step);
-        let effort = self.effort("list", quota, self.timeout.max(SHORTEST_SURVEY_CALL));
+        let effort = self.effort("list", Operation::List, quota, self.timeout.max(SHORTEST_SURVEY_CALL));
         let found = self.connection.guarded(effort, call).await;
         self.calls.debit(&self.connection.budget());
         found
@@ -157,8 +159,9 @@ impl<L: Leases> Background<L> {
         answer
     }
 
-    fn effort(&self, operation: &'static str, quota: Quota, attempt: Duration) -> Effort {
-        Effort { operation, quota, retry: Retry::BACKGROUND, attempt, whole: attempt * 4 + PAUSES }
+    fn effort(&self, operation: &'static str, needs: Operation, quota: Quota, attempt: Duration) -> Effort {
+        let needs = Some(needs);
+        Effort { operation, needs, quota, retry: Retry::BACKGROUND, attempt, whole: attempt * 4 + PAUSES }
     }
 }
 
@@ -201,7 +204,7 @@ impl<L: Leases> Survey<L> {
                 self.taken.spawn(self.run.clone().step(step).in_current_span());
             }
             let Some(taken) = self.taken.join_next().await else { return Ok(None) };
-            match self.take(taken.unwrap_or_else(|_| Err(self.run.connection.failed(ENDED)))) {
+            match self.take(taken.unwrap_or_else(|_| Err(self.run.connection.failed(ENDED, None)))) {
                 Ok(page) if page == SurveyPage::default() => {}
                 Ok(page) => return Ok(Some(page)),
                 Err(failed) => {
@@ -216,7 +219,7 @@ impl<L: Leases> Survey<L> {
         let Found { page, next } = found?;
         self.entries += page.secrets.len() + page.forbidden.len() + next.len();
         if self.entries > MOST_ENTRIES {
-            return Err(self.run.connection.failed(BackendError::TooLarge));
+            return Err(self.run.connection.failed(BackendError::TooLarge, None));
         }
         self.open.extend(next);
         Ok(page)

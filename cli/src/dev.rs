@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use scaivault_backends::egress::{Egress, Policy, Private};
+use scaivault_control_plane::credentials::own;
 use scaivault_control_plane::service::federation::Limits;
 use scaivault_control_plane::{app as control_plane, bootstrap};
 use scaivault_data_plane::app as data_plane;
@@ -125,6 +126,7 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
         },
         unreachable_after: Duration::from_secs(60),
         audit_rotate: Duration::from_secs(1),
+        own_identities: own::Settings::default(),
     };
     let control_plane = control_plane::start(config, store, &root).await?;
     match start_node(options.listen, dir.join("node"), &control_plane, &token, egress.clone()).await {

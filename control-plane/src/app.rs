@@ -32,6 +32,7 @@ use crate::audit::Audit;
 use crate::bootstrap;
 use crate::config::Config;
 use crate::connections::Connections;
+use crate::credentials::own::OwnIdentities;
 use crate::credentials::{Budgets, Credentials, OwnLeases};
 use crate::monitor::Monitor;
 use crate::nodes::{Authority, CERTIFICATE_LIFE, CertifiedNode};
@@ -120,6 +121,7 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
         audit.clone(),
         budgets,
         nudge.clone(),
+        OwnIdentities::new(config.own_identities)?,
         config.limits.egress.clone(),
     );
     let connections =

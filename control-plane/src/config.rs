@@ -7,12 +7,15 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use scaivault_backends::egress::{Egress, Policy, Private};
+use scaivault_domain::backend::ListedHosts;
 use scaivault_domain::sync::MIN_INTERVAL;
 use scaivault_domain::time::parse_duration;
 use scaivault_seal::RootKey;
 use scaivault_telemetry::{Format, TelemetryConfig, TraceConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
+
+use crate::credentials::own::{self, metadata_address};
 
 /// What can be set. Every name is a flag, an environment variable and a key of the file alike.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -55,6 +58,13 @@ pub struct Options {
     /// How old the oldest row of the audit journal may be before its file is closed and kept [default: 10s]
     #[arg(long, env = "SCAIVAULT_AUDIT_ROTATE", value_name = "DURATION")]
     pub audit_rotate: Option<String>,
+    /// Let ScaiVault's own identities, where they are granted to a tenant, go to this host too: a name, an address or
+    /// `*.suffix`. Without it they go to the providers' own addresses only. May be given more than once
+    #[arg(long, env = "SCAIVAULT_OWN_IDENTITY_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    pub own_identity_hosts: Vec<String>,
+    /// File with the token of the Kubernetes service account that logs in to Vault [default: where Kubernetes puts it]
+    #[arg(long, env = "SCAIVAULT_KUBERNETES_TOKEN_FILE", value_name = "FILE")]
+    pub kubernetes_token_file: Option<PathBuf>,
     /// Let backends be at this host name, `*.suffix`, address or range, each with or without `:port`, although it is
     /// loopback, link-local, reserved or a metadata service. May be given more than once
     #[arg(long, env = "SCAIVAULT_EGRESS_ALLOW", value_name = "ENTRY", value_delimiter = ',')]
@@ -62,6 +72,15 @@ pub struct Options {
     /// Let no backend be at a private address that --egress-allow does not name
     #[arg(long, env = "SCAIVAULT_EGRESS_DENY_PRIVATE")]
     pub egress_deny_private: bool,
+    /// Azure's instance metadata service, where managed identities come from [default: http://169.254.169.254]
+    #[arg(long, env = "AZURE_POD_IDENTITY_AUTHORITY_HOST", value_name = "URL")]
+    pub azure_metadata: Option<String>,
+    /// Google's metadata server, where our own identity in GCP comes from [default: http://169.254.169.254]
+    #[arg(long, env = "GCE_METADATA_HOST", value_name = "URL")]
+    pub gcp_metadata: Option<String>,
+    /// A JSON file of the type `external_account`, for our own identity in GCP where this is no machine of Google's
+    #[arg(long, env = "GOOGLE_APPLICATION_CREDENTIALS", value_name = "FILE")]
+    pub gcp_external_account: Option<PathBuf>,
     /// What to log, e.g. `info,scaivault_edge=debug`
     #[arg(long, env = "SCAIVAULT_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -96,6 +115,8 @@ pub struct Config {
     pub unreachable_after: Duration,
     /// How old the oldest row of an open journal file may be.
     pub audit_rotate: Duration,
+    /// Where our own identities come from.
+    pub own_identities: own::Settings,
 }
 
 impl Options {
@@ -121,8 +142,17 @@ impl Options {
             allow_unverified_tls: self.allow_unverified_tls || file.allow_unverified_tls,
             unreachable_after: self.unreachable_after.or(file.unreachable_after),
             audit_rotate: self.audit_rotate.or(file.audit_rotate),
+            own_identity_hosts: if self.own_identity_hosts.is_empty() {
+                file.own_identity_hosts
+            } else {
+                self.own_identity_hosts
+            },
+            kubernetes_token_file: self.kubernetes_token_file.or(file.kubernetes_token_file),
             egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
             egress_deny_private: self.egress_deny_private || file.egress_deny_private,
+            azure_metadata: self.azure_metadata.or(file.azure_metadata),
+            gcp_metadata: self.gcp_metadata.or(file.gcp_metadata),
+            gcp_external_account: self.gcp_external_account.or(file.gcp_external_account),
             log: self.log.or(file.log),
             log_json: self.log_json || file.log_json,
             min_sync_interval: self.min_sync_interval.or(file.min_sync_interval),
@@ -206,6 +236,13 @@ impl Options {
                 Duration::from_secs(60),
             )?,
             audit_rotate: duration("audit-rotate", &self.audit_rotate, Duration::from_secs(10))?,
+            own_identities: own::Settings {
+                hosts: ListedHosts::parse(&self.own_identity_hosts).context("--own-identity-hosts")?,
+                kubernetes_token_file: self.kubernetes_token_file.clone(),
+                azure_metadata: metadata_address("azure-metadata", self.azure_metadata.as_deref())?,
+                gcp_metadata: metadata_address("gcp-metadata", self.gcp_metadata.as_deref())?,
+                gcp_external_account: self.gcp_external_account.filter(|path| !path.as_os_str().is_empty()),
+            },
         })
     }
 }
@@ -220,6 +257,14 @@ mod tests {
         assert!(open.clone().parse().is_err());
         assert!(Options { plaintext: true, ..open }.parse().is_ok());
         assert!(Options::default().parse().is_ok());
+    }
+
+    #[test]
+    fn a_host_for_identities_that_is_none_is_named() {
+        let with =
+            |host: &str| Options { own_identity_hosts: vec![host.into()], ..Options::default() }.parse();
+        assert!(format!("{:#}", with("https://vault").unwrap_err()).contains("--own-identity-hosts"));
+        assert!(with("*.vault.internal").is_ok());
     }
 
     #[test]

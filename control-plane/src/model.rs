@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use scaivault_domain::access::Scope;
-use scaivault_domain::backend::{BackendId, BackendSpec};
+use scaivault_domain::backend::{BackendId, BackendSpec, OwnIdentity};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::secret::{Kind, Metadata, State, Version};
@@ -23,6 +23,9 @@ pub struct TenantRecord {
     pub id: TenantId,
     /// For people.
     pub display_name: String,
+    /// The identities of ScaiVault's own that its backends may use; the operator grants them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub identities: Vec<OwnIdentity>,
     /// When it was created.
     pub created: Timestamp,
 }

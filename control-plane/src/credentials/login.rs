@@ -8,7 +8,7 @@ use scaivault_domain::lease::Material;
 use scaivault_domain::secret::SecretValue;
 use scaivault_domain::{Error, Reason};
 
-use super::{Holder, Issued, vault};
+use super::{Asking, Issued, aws, azure, gcp, vault};
 
 /// Checks that a stored credential has what the login needs; nobody is called.
 ///
@@ -19,27 +19,41 @@ pub(super) fn check(provider: &Provider, credential: &SecretValue) -> Result<(),
         Provider::HashicorpVault { login, .. } => {
             vault::Credential::parse(provider, &login.method, credential).map(drop)
         }
-        Provider::AwsSecretsManager { .. }
-        | Provider::AzureKeyVault { .. }
-        | Provider::GoogleSecretManager { .. } => Ok(()),
+        Provider::AwsSecretsManager { .. } => aws::Keys::parse(provider, credential).map(drop),
+        Provider::AzureKeyVault { login, .. } => {
+            azure::Credential::parse(provider, &login.method, credential).map(drop)
+        }
+        Provider::GoogleSecretManager { .. } => gcp::Credential::parse(provider, credential).map(drop),
     }
 }
 
-/// Logs in for `holder`, with the stored credential if the login has one.
+/// Logs in as `asking`, with the stored credential if the login has one, else as ourselves.
 ///
 /// # Errors
 /// What the store, or the provider's token service, did wrong.
 pub(super) async fn log_in(
     provider: &Provider,
     credential: Option<&SecretValue>,
-    holder: Holder,
-    egress: &Egress,
+    asking: &Asking<'_>,
 ) -> Result<Issued, Error> {
     match (provider, credential) {
         (Provider::HashicorpVault { target, login }, Some(value)) => {
             let credential = vault::Credential::parse(provider, &login.method, value)?;
-            vault::log_in(target, login, credential, holder, egress).await
+            vault::log_in(target, login, credential, asking).await
         }
+        (Provider::AwsSecretsManager { target, login }, value) => {
+            let keys = value.map(|value| aws::Keys::parse(provider, value)).transpose()?;
+            aws::log_in(target, login, keys, asking).await
+        }
+        (Provider::AzureKeyVault { target, login }, Some(value)) => {
+            let credential = azure::Credential::parse(provider, &login.method, value)?;
+            azure::log_in(target, login, &credential, asking.egress).await
+        }
+        (Provider::AzureKeyVault { login, .. }, None) => azure::log_in_as_ourselves(login, asking.own).await,
+        (Provider::GoogleSecretManager { .. }, Some(value)) => {
+            gcp::log_in(&gcp::Credential::parse(provider, value)?)
+        }
+        (Provider::GoogleSecretManager { .. }, None) => asking.own.gcp.access_token().await,
         _ => Err(Error::new(Reason::Unsupported, "not there yet")),
     }
 }

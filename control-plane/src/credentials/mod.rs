@@ -4,8 +4,13 @@
 //! login needs is a local secret of the same tenant; it is read at use and again after a refusal, so a rotation heals
 //! itself. A login is renewed at half of its life.
 
+mod aws;
+mod azure;
+mod bearer;
 mod budgets;
+mod gcp;
 mod login;
+pub mod own;
 mod vault;
 
 use std::collections::HashMap;
@@ -30,7 +35,10 @@ use tokio::time::Instant;
 
 pub use self::budgets::Budgets;
 use self::budgets::Shared;
+use self::own::OwnIdentities;
 use crate::audit::{Audit, unique};
+use crate::model::TenantRecord;
+use crate::service::tenants::tenant_key;
 use crate::service::{Configurations, secrets};
 use crate::store::Records;
 
@@ -52,6 +60,14 @@ pub enum Holder {
     ControlPlane,
     /// All nodes together.
     Nodes,
+}
+
+/// Who logs in, and with what of ours.
+pub(crate) struct Asking<'a> {
+    pub(crate) key: &'a LeaseKey,
+    pub(crate) holder: Holder,
+    pub(crate) own: &'a OwnIdentities,
+    pub(crate) egress: &'a Egress,
 }
 
 /// A login that succeeded.
@@ -126,6 +142,7 @@ pub struct Credentials {
     logins: Mutex<HashMap<(LeaseKey, Holder), Arc<Login>>>,
     budgets: Budgets,
     nudge: watch::Sender<u64>,
+    own: OwnIdentities,
     egress: Egress,
     me: Weak<Credentials>,
 }
@@ -137,14 +154,15 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Logins with the credentials in `records`, to where `egress` lets them lead. `nudge` is moved whenever a lease for
-    /// nodes has changed.
+    /// Logins with the credentials in `records` and with our `own` identities, to where `egress` lets them lead. `nudge`
+    /// is moved whenever a lease for nodes has changed.
     pub fn new(
         records: Records,
         configurations: Arc<Configurations>,
         audit: Arc<Audit>,
         budgets: Budgets,
         nudge: watch::Sender<u64>,
+        own: OwnIdentities,
         egress: Egress,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Credentials {
@@ -154,18 +172,33 @@ impl Credentials {
             logins: Mutex::default(),
             budgets,
             nudge,
+            own,
             egress,
             me: me.clone(),
         })
     }
 
-    /// Checks that the credential of a new configuration is there and has what its method needs.
+    /// Checks that the credential of a new configuration is there and has what its method needs, or that the tenant may
+    /// use the identity of ours that stands in for it.
     ///
     /// # Errors
-    /// `credential_unusable`, naming the field.
+    /// `credential_unusable`, `permission_denied` or `invalid_config`, naming the field.
     pub async fn check(&self, tenant: &TenantId, provider: &Provider) -> Result<(), Error> {
+        self.check_own(tenant, provider).await?;
         let Some(path) = provider.credentials() else { return Ok(()) };
         login::check(provider, &self.read(tenant, provider, path).await?)
+    }
+
+    /// Whether the tenant may use the identity of ours that a login uses, if it uses one.
+    async fn check_own(&self, tenant: &TenantId, provider: &Provider) -> Result<(), Error> {
+        if provider.own_identity().is_none() {
+            return Ok(());
+        }
+        let granted = match self.records.get::<TenantRecord>(&tenant_key(tenant)).await? {
+            Some((record, _)) => record.identities,
+            None => Vec::new(),
+        };
+        provider.check_own_identity(&granted, &self.own.hosts)
     }
 
     async fn read(
@@ -346,7 +379,13 @@ impl Credentials {
                 Some(path) => Some(self.read(tenant, &login.provider, path).await?),
                 None => None,
             };
-            login::log_in(&login.provider, credential.as_ref(), login.holder, &self.egress).await
+            // Checked at every login: the operator may have taken the identity away, or the host from the list.
+            self.check_own(tenant, &login.provider)
+                .await
+                .map_err(|error| Error { reason: Reason::BackendLoginFailed, ..error })?;
+            let asking =
+                Asking { key: &login.key, holder: login.holder, own: &self.own, egress: &self.egress };
+            login::log_in(&login.provider, credential.as_ref(), &asking).await
         };
         let outcome = tokio::time::timeout(LOGIN_TIMEOUT, attempt).await.unwrap_or_else(|_| {
             Err(Error::new(Reason::BackendTimeout, "the backend did not answer the login in time"))
@@ -384,7 +423,8 @@ impl Credentials {
     }
 
     async fn renew(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>) {
-        if held.renewal == Renewal::Renew {
+        let still_allowed = self.check_own(&login.key.tenant, &login.provider).await.is_ok();
+        if still_allowed && held.renewal == Renewal::Renew {
             let renewed = login::renew(&login.provider, &held.lease.material, &self.egress).await;
             // Towards the longest life that a backend allows, renewals give less and less; then a login is better.
             if let Ok(Some(ttl)) = renewed

@@ -25,7 +25,7 @@ use vaultrs::api::token::requests::{
 use vaultrs::api::token::responses::LookupTokenResponse;
 use vaultrs::api::{AuthInfo, EndpointMiddleware, EndpointResult};
 
-use super::{Holder, Issued, Renewal, Revocation};
+use super::{Asking, Holder, Issued, Renewal, Revocation};
 
 /// Most bytes of an answer to a login.
 const MAX_ANSWER: usize = 1024 * 1024;
@@ -74,14 +74,14 @@ impl Credential {
     }
 }
 
-/// Logs in for `holder`.
+/// Logs in as `asking`.
 pub(crate) async fn log_in(
     target: &VaultTarget,
     login: &VaultLogin,
     credential: Credential,
-    holder: Holder,
-    egress: &Egress,
+    asking: &Asking<'_>,
 ) -> Result<Issued, Error> {
+    let egress = asking.egress;
     match credential {
         Credential::Approle { role_id, secret_id } => {
             let vault = Vault::new(target, None, egress)?;
@@ -93,7 +93,7 @@ pub(crate) async fn log_in(
         Credential::Token(token) => {
             let vault = Vault::new(target, Some(&token), egress)?;
             let own = own_token(&vault, &token).await?;
-            match holder {
+            match asking.holder {
                 Holder::ControlPlane => Ok(own),
                 Holder::Nodes => for_nodes(&vault, login, own).await,
             }
@@ -189,7 +189,7 @@ fn issued(info: AuthInfo) -> Result<Issued, Error> {
 }
 
 /// Whether a text can be sent as it is.
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())
 }
 

@@ -48,7 +48,7 @@ impl Tenants {
             return Err(Error::invalid("/display_name", "has at most 128 bytes and no control characters"));
         }
         let now = self.clock.now();
-        let record = TenantRecord { id, display_name, created: now };
+        let record = TenantRecord { id, display_name, identities: Vec::new(), created: now };
         let key = tenant_key(&record.id);
         let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, record.id.as_str(), now);
         let tx = Tx::new().expect_absent(key.clone()).put(key.clone(), self.records.seal(&key, &record));

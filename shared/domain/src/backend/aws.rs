@@ -138,6 +138,12 @@ impl AwsLogin {
             None => Cow::Owned(region.service("sts")),
         }
     }
+
+    /// How the connection to STS is secured: `ca_cert` is for every server, but `tls_verify: false` is for hosts that the
+    /// configuration names.
+    pub fn sts_tls(&self, target: &AwsTarget) -> Tls {
+        Tls { verify: target.tls.verify || self.sts_endpoint.is_none(), ..target.tls.clone() }
+    }
 }
 
 /// A role that is assumed.

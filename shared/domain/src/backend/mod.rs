@@ -6,6 +6,7 @@ mod aws;
 mod azure;
 mod gcp;
 mod naming;
+mod own;
 mod vault;
 
 use std::borrow::Cow;
@@ -26,6 +27,7 @@ pub use self::aws::{AwsLogin, AwsRegion, AwsRole, AwsTarget, RoleArn};
 pub use self::azure::{AzureCloud, AzureLogin, AzureMethod, AzureTarget};
 pub use self::gcp::{GcpLogin, GcpTarget, ProjectId};
 pub use self::naming::Naming;
+pub use self::own::{ListedHosts, NoHost};
 pub use self::vault::{KvMount, KvVersion, VaultLogin, VaultMethod, VaultTarget};
 
 /// How long a proxied read may take unless configured.

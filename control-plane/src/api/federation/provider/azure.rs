@@ -40,6 +40,8 @@ fn method(config: &pb::AzureKeyVaultConfig) -> Result<AzureMethod, Error> {
                 "`client_secret` or `certificate`",
             )?;
             only_of("authority", !config.authority.is_empty(), "`client_secret` or `certificate`")?;
+            // Otherwise a tenant could have our identity's tokens for any service made and sent.
+            only_of("resource", !config.resource.is_empty(), "`client_secret` or `certificate`")?;
             let is_id =
                 |id: &str| id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
             if !is_id(&config.client_id) {

@@ -1,0 +1,319 @@
+//! Where an identity of our own may go: what a tenant configures must not lead it to a server of the tenant's.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use url::Host;
+
+use super::{AwsRegion, AzureCloud, Endpoint, OwnIdentity, Provider, VaultMethod};
+use crate::error::{Error, Reason};
+
+/// The hosts that the operator trusts with ScaiVault's own identities, besides the providers' own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListedHosts(Vec<ListedHost>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum ListedHost {
+    Exactly(String),
+    Below(String),
+}
+
+impl ListedHosts {
+    /// Parses hosts: a name, an address, or `*.` and a name for everything below it. No port.
+    ///
+    /// # Errors
+    /// The entry that is no host.
+    pub fn parse<S: AsRef<str>>(entries: impl IntoIterator<Item = S>) -> Result<Self, NoHost> {
+        let host = |text: &str| match text.parse::<Ipv6Addr>() {
+            Ok(address) => Ok(format!("[{address}]")),
+            Err(_) => Host::parse(text).map(|host| host.to_string()),
+        };
+        let entry = |entry: S| {
+            let entry = entry.as_ref().trim();
+            match entry.strip_prefix("*.") {
+                Some(name) => match host(name) {
+                    // What is below an address, or a top level domain, belongs to everybody.
+                    Ok(name) if name.contains('.') && Host::parse(&name).is_ok_and(|host| is_name(&host)) => {
+                        Ok(ListedHost::Below(format!(".{name}")))
+                    }
+                    _ => Err(NoHost(entry.to_owned())),
+                },
+                None => host(entry).map(ListedHost::Exactly).map_err(|_| NoHost(entry.to_owned())),
+            }
+        };
+        entries.into_iter().map(entry).collect::<Result<_, _>>().map(ListedHosts)
+    }
+
+    fn has(&self, host: &str) -> bool {
+        self.0.iter().any(|listed| match listed {
+            ListedHost::Exactly(name) => name == host,
+            ListedHost::Below(suffix) => host.strip_suffix(suffix).is_some_and(|label| !label.is_empty()),
+        })
+    }
+}
+
+fn is_name(host: &Host<String>) -> bool {
+    matches!(host, Host::Domain(_))
+}
+
+/// An entry of the operator's that names no host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoHost(String);
+
+impl fmt::Display for NoHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is no host such as `vault.internal`, `*.vault.internal` or `10.0.0.7`", self.0)
+    }
+}
+
+impl std::error::Error for NoHost {}
+
+impl Provider {
+    /// Whether a tenant that was `granted` these identities of ours may have this login, and whether everything that it
+    /// connects to is the provider's own or among `listed`.
+    ///
+    /// # Errors
+    /// `permission_denied` or `invalid_config`, naming the field.
+    pub fn check_own_identity(&self, granted: &[OwnIdentity], listed: &ListedHosts) -> Result<(), Error> {
+        let Some(identity) = self.own_identity() else { return Ok(()) };
+        if !granted.contains(&identity) {
+            let detail = format!(
+                "this login uses ScaiVault's own identity `{}`, which the operator has not granted to this tenant",
+                identity.as_str()
+            );
+            let field = format!("/config/{}", self.own_identity_field());
+            return Err(Error::field(Reason::PermissionDenied, field, detail).next(format!(
+                "ask the operator for it: `scaivault tenant set TENANT --identity {}`; or give a credential of your own",
+                identity.as_str()
+            )));
+        }
+        let target = self.target();
+        let tls = target.tls();
+        for (field, endpoint) in self.endpoints() {
+            if listed.has(endpoint.host()) {
+                continue;
+            }
+            if !endpoint.is_https() || !self.is_of_provider(field, &endpoint) {
+                let detail = "ScaiVault's own identity goes to the provider's own address only, or where the operator \
+                              allows it";
+                return Err(Error::field(Reason::InvalidConfig, format!("/config/{field}"), detail).next(
+                    "leave the field out, give a credential of your own, or ask the operator to list the host: \
+                     `--own-identity-hosts`",
+                ));
+            }
+            if !tls.verify || tls.ca_cert.is_some() {
+                let field = if tls.verify { "ca_cert" } else { "tls_verify" };
+                let detail = "with ScaiVault's own identity the provider's own address is trusted by public certificates \
+                              only";
+                return Err(Error::field(Reason::InvalidConfig, format!("/config/{field}"), detail)
+                    .next("leave it out, or ask the operator to list the host: `--own-identity-hosts`"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The field that decides for an identity of ours.
+    fn own_identity_field(&self) -> &'static str {
+        match self {
+            Provider::HashicorpVault { .. } | Provider::AwsSecretsManager { .. } => self.credentials_field(),
+            Provider::AzureKeyVault { .. } | Provider::GoogleSecretManager { .. } => "auth_method",
+        }
+    }
+
+    /// Whether a host belongs to the provider whose identity is shown there, and not to a customer of it. Vault belongs
+    /// to whoever runs it.
+    fn is_of_provider(&self, field: &str, endpoint: &Endpoint) -> bool {
+        let host = endpoint.host();
+        match self {
+            // A login at Vault carries a signed request for STS, which only AWS can make use of.
+            Provider::HashicorpVault { login, .. } => match &login.method {
+                VaultMethod::Aws { region, .. } => {
+                    field == "sts_endpoint" && is_aws_service(host, "sts", region)
+                }
+                _ => false,
+            },
+            Provider::AwsSecretsManager { target, .. } => {
+                let service = if field == "sts_endpoint" { "sts" } else { "secretsmanager" };
+                is_aws_service(host, service, &target.region)
+            }
+            Provider::AzureKeyVault { .. } if field == "authority" => AzureCloud::has_authority(host),
+            Provider::AzureKeyVault { .. } => AzureCloud::has_vault(host),
+            Provider::GoogleSecretManager { .. } => {
+                host.strip_suffix(".googleapis.com").is_some_and(|service| !service.is_empty())
+            }
+        }
+    }
+}
+
+/// Whether `host` is a service of AWS itself. Below `amazonaws.com` there are also machines and gateways of customers.
+///
+/// Source: the endpoints of AWS Secrets Manager and AWS STS in the AWS General Reference (FIPS and dual stack included),
+/// and "Interface VPC endpoints" in the AWS PrivateLink Guide: those of AWS's services have the service's name in them,
+/// those of customers' `vpce-svc-…`.
+fn is_aws_service(host: &str, service: &str, region: &AwsRegion) -> bool {
+    let domain = region.domain();
+    if service == "sts" && host == "sts.amazonaws.com" && domain == "amazonaws.com" {
+        return true;
+    }
+    [service.to_owned(), format!("{service}-fips")].iter().any(|service| {
+        let regional = host == format!("{service}.{region}.{domain}");
+        let dual_stack = domain == "amazonaws.com" && host == format!("{service}.{region}.api.aws");
+        let private = host
+            .strip_suffix(&format!(".{service}.{region}.vpce.{domain}"))
+            .is_some_and(|name| name.starts_with("vpce-") && !name.contains('.'));
+        regional || dual_stack || private
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        AwsLogin, AwsTarget, AzureLogin, AzureMethod, AzureTarget, GcpLogin, GcpTarget, ProjectId, Tls,
+        VaultLogin, VaultTarget,
+    };
+    use super::*;
+
+    fn at(url: &str) -> Endpoint {
+        Endpoint::parse("endpoint", url).unwrap()
+    }
+
+    fn aws(endpoint: Option<&str>, sts: Option<&str>) -> Provider {
+        let region = AwsRegion::parse("region", "eu-central-1").unwrap();
+        Provider::AwsSecretsManager {
+            target: AwsTarget { region, endpoint: endpoint.map(at), tls: Tls::default() },
+            login: AwsLogin {
+                credentials: None,
+                role: None,
+                sts_endpoint: sts.map(at),
+                allow_static_on_nodes: false,
+            },
+        }
+    }
+
+    fn azure(vault: &str, authority: Option<&str>) -> Provider {
+        let vault = at(vault);
+        Provider::AzureKeyVault {
+            login: AzureLogin {
+                method: AzureMethod::ManagedIdentity { client_id: None },
+                authority: authority.map(at),
+                resource: None,
+                cloud: AzureCloud::of(&vault),
+            },
+            target: AzureTarget { vault, tls: Tls::default() },
+        }
+    }
+
+    fn gcp(endpoint: Option<&str>) -> Provider {
+        let project = ProjectId::parse("acme").unwrap();
+        let target = GcpTarget { project, location: None, endpoint: endpoint.map(at), tls: Tls::default() };
+        Provider::GoogleSecretManager { target, login: GcpLogin::WorkloadIdentity }
+    }
+
+    fn vault(endpoint: &str) -> Provider {
+        let method = VaultMethod::Kubernetes { role: "r".into(), credentials: None };
+        let login = VaultLogin { mount: "kubernetes".into(), method };
+        Provider::HashicorpVault { target: VaultTarget::at(at(endpoint)), login }
+    }
+
+    fn refused(provider: &Provider, listed: &[&str]) -> Option<String> {
+        let listed = ListedHosts::parse(listed).unwrap();
+        let outcome = provider.check_own_identity(OwnIdentity::ALL, &listed);
+        outcome.err().map(|error| error.violations[0].pointer.clone())
+    }
+
+    #[test]
+    fn an_identity_of_ours_is_for_tenants_that_it_was_granted_to() {
+        for (provider, field) in [
+            (aws(None, None), "/config/credentials_path"),
+            (vault("https://vault.internal"), "/config/auth_config_path"),
+            (azure("https://acme.vault.azure.net", None), "/config/auth_method"),
+            (gcp(None), "/config/auth_method"),
+        ] {
+            let identity = provider.own_identity().unwrap();
+            let others: Vec<_> =
+                OwnIdentity::ALL.iter().copied().filter(|other| *other != identity).collect();
+            let error = provider.check_own_identity(&others, &ListedHosts::default()).unwrap_err();
+            assert_eq!((error.reason, &*error.violations[0].pointer), (Reason::PermissionDenied, field));
+            assert!(error.what_next().contains(&format!("--identity {}", identity.as_str())));
+        }
+    }
+
+    #[test]
+    fn it_goes_to_the_providers_own_addresses() {
+        for provider in [
+            aws(None, None),
+            aws(Some("https://secretsmanager-fips.eu-central-1.amazonaws.com"), None),
+            aws(Some("https://vpce-0a-1b.secretsmanager.eu-central-1.vpce.amazonaws.com"), None),
+            aws(None, Some("https://sts.amazonaws.com")),
+            azure("https://acme.vault.azure.net", None),
+            azure("https://acme.vault.azure.cn", None),
+            gcp(None),
+            gcp(Some("https://secretmanager.europe-west3.rep.googleapis.com")),
+        ] {
+            assert_eq!(refused(&provider, &[]), None, "{provider:?}");
+        }
+    }
+
+    #[test]
+    fn it_goes_to_no_customer_of_the_provider_and_to_nobody_else() {
+        for (provider, field) in [
+            (aws(Some("https://evil.example"), None), "endpoint"),
+            (aws(Some("https://secretsmanager.eu-central-1.amazonaws.com.evil.example"), None), "endpoint"),
+            (aws(Some("https://secretsmanager.us-east-1.amazonaws.com"), None), "endpoint"),
+            (aws(Some("http://secretsmanager.eu-central-1.amazonaws.com"), None), "endpoint"),
+            (aws(Some("https://ec2-1-2-3-4.eu-central-1.compute.amazonaws.com"), None), "endpoint"),
+            (aws(Some("https://abc.execute-api.eu-central-1.amazonaws.com"), None), "endpoint"),
+            (aws(Some("https://vpce-0a.vpce-svc-1.eu-central-1.vpce.amazonaws.com"), None), "endpoint"),
+            (aws(Some("https://a.vpce-0a.secretsmanager.eu-central-1.vpce.amazonaws.com"), None), "endpoint"),
+            (aws(None, Some("https://secretsmanager.eu-central-1.amazonaws.com")), "sts_endpoint"),
+            (aws(None, Some("https://127.0.0.1")), "sts_endpoint"),
+            (azure("https://acme.vault.azure.net.evil.example", None), "vault_url"),
+            (azure("https://acme.vault.azure.net", Some("https://login.evil.example")), "authority"),
+            (gcp(Some("https://googleapis.com")), "endpoint"),
+            (gcp(Some("https://evilgoogleapis.com")), "endpoint"),
+            (vault("https://vault.internal"), "endpoint"),
+        ] {
+            assert_eq!(refused(&provider, &[]), Some(format!("/config/{field}")), "{provider:?}");
+        }
+    }
+
+    #[test]
+    fn it_goes_where_the_operator_lets_it() {
+        let listed = ["vault.internal", "*.trusted.example", "10.0.0.7", "::1"];
+        for endpoint in [
+            "https://VAULT.internal:8200",
+            "https://a.b.trusted.example",
+            "http://10.0.0.7",
+            "https://[::1]:8200",
+        ] {
+            assert_eq!(refused(&vault(endpoint), &listed), None, "{endpoint}");
+        }
+        for endpoint in [
+            "https://a.vault.internal",
+            "https://trusted.example",
+            "https://nottrusted.example",
+            "https://10.0.0.70",
+        ] {
+            assert_eq!(refused(&vault(endpoint), &listed).as_deref(), Some("/config/endpoint"), "{endpoint}");
+        }
+        for entry in ["", "a b", "https://a", "*.", "*.com", "*.10.0.0.1", "a/b"] {
+            assert!(ListedHosts::parse([entry]).is_err(), "{entry}");
+        }
+    }
+
+    #[test]
+    fn the_providers_own_addresses_are_believed_by_public_certificates_only() {
+        let with = |tls: Tls| {
+            let mut provider = aws(None, None);
+            if let Provider::AwsSecretsManager { target, .. } = &mut provider {
+                target.tls = tls;
+            }
+            refused(&provider, &[])
+        };
+        assert_eq!(with(Tls { verify: false, ..Tls::default() }).as_deref(), Some("/config/tls_verify"));
+        assert_eq!(
+            with(Tls { ca_cert: Some("pem".into()), verify: true }).as_deref(),
+            Some("/config/ca_cert")
+        );
+    }
+}

@@ -344,7 +344,7 @@ impl Trial<'_> {
             Ok(seen) => self.judge(session, seen).await,
             Err(error) => Check::of_failure(CheckName::List, &Error::from(error.clone())),
         };
-        self.report.push(Check { latency: Some(started.elapsed()), ..check });
+        self.report.push(check.in_time(started.elapsed()));
         seen.ok().and_then(|seen| seen.example).or(literal)
     }
 
@@ -460,7 +460,7 @@ impl Trial<'_> {
             let found = "several values can be read with one call";
             let failing = "without it a sync reads values one by one";
             let check = self.optional(CheckName::Batch, Operation::ReadMany, outcome, found, failing);
-            self.report.push(Check { latency: Some(started.elapsed()), ..check });
+            self.report.push(check.in_time(started.elapsed()));
         }
     }
 
@@ -490,7 +490,7 @@ impl Trial<'_> {
             }
             Err(error) => Check::of_failure(CheckName::Read, &Error::from(error)),
         };
-        self.report.push(Check { latency: Some(started.elapsed()), ..check });
+        self.report.push(check.in_time(started.elapsed()));
     }
 
     async fn history(&mut self, session: &Session, name: &RemoteName) {
@@ -499,7 +499,7 @@ impl Trial<'_> {
         let found = "versions can be listed";
         let failing = "without it a first sync brings no older versions along";
         let check = self.optional(CheckName::History, Operation::History, outcome, found, failing);
-        self.report.push(Check { latency: Some(started.elapsed()), ..check });
+        self.report.push(check.in_time(started.elapsed()));
     }
 
     /// Something that is missed by nobody but a sync, which does without it.

@@ -112,6 +112,11 @@ impl Check {
         Check { reason: Some(error.reason), ..failed }
     }
 
+    /// With how long it took.
+    pub(super) fn in_time(self, latency: Duration) -> Self {
+        Check { latency: Some(latency), ..self }
+    }
+
     /// The backend works less well, because of `error`.
     pub(super) fn of_warning(name: CheckName, error: &Error) -> Self {
         Check::new(name, Outcome::Warning, &*error.message, error.what_next())

@@ -3,7 +3,7 @@
 //! What was found about the SDK: with `aws-config` it would read the environment and profiles of this process for every
 //! tenant, so its configuration is made by hand; it retries and paces by itself, so that is off.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_sdk_sts::config::{
     BehaviorVersion, Credentials, Region, SharedCredentialsProvider, StalledStreamProtectionConfig,
@@ -16,10 +16,11 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
-use scaivault_backends::{BackendError, Egress, aws_failure, aws_http_client};
+use scaivault_backends::{BackendError, aws_failure, aws_http_client};
 use scaivault_domain::backend::{AwsLogin, AwsRole, AwsTarget, Provider};
 use scaivault_domain::lease::Material;
 use scaivault_domain::secret::SecretValue;
+use scaivault_domain::time::Timestamp;
 use scaivault_domain::{Error, Reason};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
@@ -44,7 +45,7 @@ pub(crate) struct Keys {
     /// Of a session; `None` with an IAM user's own keys.
     pub(crate) session_token: Option<SecretString>,
     /// When they end, if that is known.
-    pub(crate) expires: Option<SystemTime>,
+    pub(crate) expires: Option<Timestamp>,
 }
 
 impl Keys {
@@ -112,7 +113,7 @@ pub(crate) async fn log_in(
         Some(keys) => (keys, Whose::Stored),
         None => (asking.own.aws.keys().await?, Whose::Ours),
     };
-    let sts = Sts::new(target, login, &keys, whose, asking.egress)?;
+    let sts = Sts::new(target, login, &keys, whose, asking)?;
     if let Some(role) = &login.role {
         return sts.assume(role, &session_name(asking), &keys).await;
     }
@@ -156,6 +157,7 @@ enum Refused {
 struct Sts {
     client: aws_sdk_sts::Client,
     whose: Whose,
+    now: Timestamp,
 }
 
 impl Sts {
@@ -164,14 +166,14 @@ impl Sts {
         login: &AwsLogin,
         keys: &Keys,
         whose: Whose,
-        egress: &Egress,
+        asking: &Asking<'_>,
     ) -> Result<Self, Error> {
         let endpoint = login.sts_endpoint(&target.region);
         let config = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(target.region.as_str().to_owned()))
             .endpoint_url(endpoint.to_string())
-            .http_client(aws_http_client(&endpoint, &login.sts_tls(target), egress)?)
+            .http_client(aws_http_client(&endpoint, &login.sts_tls(target), asking.egress)?)
             .credentials_provider(SharedCredentialsProvider::new(keys.for_sdk()))
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::disabled())
@@ -179,7 +181,7 @@ impl Sts {
             .time_source(SystemTimeSource::new())
             .sleep_impl(TokioSleep::new())
             .build();
-        Ok(Sts { client: aws_sdk_sts::Client::from_conf(config), whose })
+        Ok(Sts { client: aws_sdk_sts::Client::from_conf(config), whose, now: asking.now })
     }
 
     /// A session of `role`.
@@ -193,7 +195,7 @@ impl Sts {
             outcome = self.try_assume(role, name, LONGEST_CHAINED).await;
         }
         match outcome {
-            Ok((session, longest)) => issued(session, longest),
+            Ok((session, longest)) => issued(session, longest, self.now),
             Err(error) if is_invalid(&error) => {
                 let detail = "STS takes no session of this length, or no such role";
                 Err(Error::field(Reason::BackendLoginFailed, "/config/session_duration", detail)
@@ -242,7 +244,7 @@ impl Sts {
     async fn session(&self) -> Result<Issued, Refused> {
         let answer = self.client.get_session_token().duration_seconds(seconds(NODES_SESSION)).send().await;
         let answer = answer.map_err(|error| self.refused(&error))?;
-        issued(answer.credentials, NODES_SESSION).map_err(Refused::Otherwise)
+        issued(answer.credentials, NODES_SESSION, self.now).map_err(Refused::Otherwise)
     }
 
     /// The keys themselves, if AWS still takes them. To ask who they are needs no permission.
@@ -252,10 +254,9 @@ impl Sts {
         {
             return Err(error);
         }
-        let left = |end: SystemTime| end.duration_since(SystemTime::now()).unwrap_or_default();
         let ttl = match self.whose {
             Whose::Stored => None,
-            Whose::Ours => Some(keys.expires.map_or(OWN_KEYS, left)),
+            Whose::Ours => Some(keys.expires.map_or(OWN_KEYS, |end| end.since(self.now))),
         };
         Ok(Issued {
             material: Material::AwsKeys {
@@ -306,7 +307,7 @@ fn seconds(length: Duration) -> i32 {
     i32::try_from(length.as_secs()).expect("a session lasts at most 12 hours")
 }
 
-fn issued(session: Option<Session>, longest: Duration) -> Result<Issued, Error> {
+fn issued(session: Option<Session>, longest: Duration, now: Timestamp) -> Result<Issued, Error> {
     let strange =
         || Error::new(Reason::BackendInvalidAnswer, "STS answered without a session that can be used");
     let session = session.ok_or_else(strange)?;
@@ -316,8 +317,7 @@ fn issued(session: Option<Session>, longest: Duration) -> Result<Issued, Error> 
     {
         return Err(strange());
     }
-    let end = SystemTime::try_from(session.expiration).map_err(|_| strange())?;
-    let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+    let end = Timestamp::from_millis(session.expiration.to_millis().map_err(|_| strange())?);
     Ok(Issued {
         material: Material::AwsKeys {
             access_key_id: session.access_key_id,
@@ -325,7 +325,7 @@ fn issued(session: Option<Session>, longest: Duration) -> Result<Issued, Error> 
             session_token: Some(session.session_token.into()),
         },
         // It lasts no longer than was asked for, whatever our clock makes of its end.
-        ttl: Some(left.min(longest)),
+        ttl: Some(end.since(now).min(longest)),
         renewal: Renewal::Again,
         revocation: Revocation::Leave,
     })
@@ -337,7 +337,7 @@ pub(super) mod tests {
 
     use axum::Router;
     use axum::http::StatusCode;
-    use scaivault_backends::egress::Policy;
+    use scaivault_backends::egress::{Egress, Policy};
     use scaivault_domain::backend::{AwsRegion, BackendId, Endpoint, RoleArn, Tls};
     use scaivault_domain::lease::LeaseKey;
     use scaivault_domain::tenant::TenantId;
@@ -388,7 +388,7 @@ pub(super) mod tests {
             };
             let own = OwnIdentities::new(Settings::default()).unwrap();
             let egress = Egress::new(Policy::default().with_loopback());
-            let asking = Asking { key: &key, holder, own: &own, egress: &egress };
+            let asking = Asking { key: &key, holder, own: &own, egress: &egress, now: Timestamp::default() };
             log_in(&target, &login, Some(keys), &asking).await
         }
     }

@@ -9,14 +9,16 @@ use std::borrow::Cow;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, Method};
-use jsonwebtoken::{Algorithm, Header, get_current_timestamp};
+use jsonwebtoken::{Algorithm, Header};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use scaivault_backends::Egress;
 use scaivault_backends::http::{Body, Http};
-use scaivault_domain::backend::{AzureLogin, AzureMethod, AzureTarget, Provider, Tls};
+use scaivault_domain::backend::{AzureCloud, AzureLogin, AzureMethod, AzureTarget, Provider, Tls};
 use scaivault_domain::secret::SecretValue;
+use scaivault_domain::time::{Clock as _, Timestamp};
 use scaivault_domain::{Error, Reason};
+use scaivault_telemetry::SystemClock;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -28,7 +30,7 @@ use super::{Issued, unusable};
 
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 /// How long an assertion can be used, in seconds; the documentation asks for 5 to 10 minutes at most.
-const ASSERTION_LIFE: u64 = 300;
+const ASSERTION_LIFE: i64 = 300;
 
 /// Who logs in, and with what.
 pub(crate) struct Credential {
@@ -160,7 +162,13 @@ pub(crate) async fn log_in(
     match &credential.proof {
         Proof::Secret(secret) => form.push(("client_secret", secret.expose_secret())),
         Proof::Certificate { thumbprint, key } => {
-            assertion = sign(thumbprint, key, &credential.client_id, &format!("{authority}{path}"))?;
+            assertion = sign(
+                thumbprint,
+                key,
+                &credential.client_id,
+                &format!("{authority}{path}"),
+                SystemClock.now(),
+            )?;
             form.push(("client_assertion_type", JWT_BEARER));
             form.push(("client_assertion", assertion.expose_secret()));
         }
@@ -187,11 +195,15 @@ pub(crate) async fn log_in_as_ourselves(login: &AzureLogin, own: &OwnIdentities)
     own.azure.token(login.resource(), client_id).await
 }
 
-/// `ca_cert` is for every server, but `tls_verify: false` is for hosts that the configuration names.
+/// How the connection to the authority is secured: as that to the vault if the configuration names the authority. That
+/// of a cloud is always verified; it has public certificates if the vault's, at an address of its own, are others.
 fn tls<'a>(target: &'a AzureTarget, login: &AzureLogin) -> Cow<'a, Tls> {
     match login.authority {
         Some(_) => Cow::Borrowed(&target.tls),
-        None => Cow::Owned(Tls { verify: true, ..target.tls.clone() }),
+        None if AzureCloud::has_vault(target.vault.host()) => {
+            Cow::Owned(Tls { verify: true, ..target.tls.clone() })
+        }
+        None => Cow::Owned(Tls::default()),
     }
 }
 
@@ -201,9 +213,9 @@ struct Claims<'a> {
     iss: &'a str,
     sub: &'a str,
     jti: String,
-    nbf: u64,
-    iat: u64,
-    exp: u64,
+    nbf: i64,
+    iat: i64,
+    exp: i64,
 }
 
 fn sign(
@@ -211,9 +223,10 @@ fn sign(
     key: &RsaKey,
     client_id: &str,
     token_endpoint: &str,
+    now: Timestamp,
 ) -> Result<SecretString, Error> {
     let header = Header { x5t_s256: Some(thumbprint.to_owned()), ..Header::new(Algorithm::PS256) };
-    let now = get_current_timestamp();
+    let now = now.as_millis() / 1000;
     let claims = Claims {
         aud: token_endpoint,
         iss: client_id,
@@ -328,7 +341,7 @@ fn refused(body: &[u8], proof: &Proof) -> Error {
 mod tests {
     use jsonwebtoken::{DecodingKey, Validation, decode};
     use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256};
-    use scaivault_domain::backend::{AzureCloud, Endpoint};
+    use scaivault_domain::backend::Endpoint;
     use scaivault_domain::path::SecretPath;
     use serde_json::{Value, json};
 
@@ -421,7 +434,7 @@ mod tests {
         let public = DecodingKey::from_rsa_der(&parsed.public_key().subject_public_key.data);
         let key = RsaKey::parse(&key).unwrap();
         let audience = "https://login.example/t/oauth2/v2.0/token";
-        let token = sign(&thumbprint(&pem, &key).unwrap(), &key, "app", audience).unwrap();
+        let token = sign(&thumbprint(&pem, &key).unwrap(), &key, "app", audience, SystemClock.now()).unwrap();
         let mut validation = Validation::new(Algorithm::PS256);
         validation.set_audience(&[audience]);
         let found = decode::<Value>(token.expose_secret(), &public, &validation).unwrap();
@@ -430,6 +443,22 @@ mod tests {
         let life = found.claims["exp"].as_u64().unwrap() - found.claims["nbf"].as_u64().unwrap();
         assert!(life <= 600, "{life}");
         assert_eq!(found.claims["jti"].as_str().unwrap().len(), 36);
+    }
+
+    #[test]
+    fn the_authority_of_a_cloud_is_always_verified() {
+        let at = |vault, authority: Option<&str>| {
+            let parse = |url| Endpoint::parse("", url).unwrap();
+            let method = AzureMethod::ManagedIdentity { client_id: None };
+            let cloud = AzureCloud::Public;
+            let login = AzureLogin { method, authority: authority.map(parse), resource: None, cloud };
+            let lax = Tls { ca_cert: Some("own".into()), verify: false };
+            let found = tls(&AzureTarget { vault: parse(vault), tls: lax }, &login).into_owned();
+            (found.verify, found.ca_cert.is_some())
+        };
+        assert_eq!(at("https://acme.vault.azure.net", None), (true, true));
+        assert_eq!(at("https://vault.internal", None), (true, false));
+        assert_eq!(at("https://vault.internal", Some("https://login.internal")), (false, true));
     }
 
     #[test]

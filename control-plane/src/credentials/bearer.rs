@@ -6,7 +6,7 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
-use scaivault_backends::BackendError;
+use scaivault_backends::{BackendError, Class};
 use scaivault_domain::lease::Material;
 use scaivault_domain::{Error, Reason};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -66,20 +66,27 @@ pub(crate) fn issued(token: SecretString, ttl: Duration) -> Result<Issued, Error
 /// The error of an answer that is not the protocol of a token service.
 pub(crate) fn invalid_answer(message: &'static str) -> Error {
     Error::new(Reason::BackendInvalidAnswer, message)
+        .next("check that what answers there is the token service itself and not something in between")
 }
 
 /// What the caller is told if a token service gave no answer of its protocol.
 pub(crate) fn fault(error: BackendError) -> Error {
-    let message = format!("the login at the token service failed: {error}");
-    let forbidden = error == BackendError::Forbidden;
+    let message = error.to_string().replacen("the backend", "the token service", 1);
+    let next = match error.class() {
+        Class::Forbidden => Some("check what is between the control plane and the token service"),
+        Class::Transient => Some("check the token service's address, the network and the certificate"),
+        _ => None,
+    };
     let mut shown = Error::from(error);
-    if forbidden {
-        // Not the store but something on the way to the token service said so.
+    // Nobody forbade the reading of a secret: something on the way keeps us from logging in.
+    if shown.reason == Reason::BackendForbidden {
         shown.reason = Reason::BackendLoginFailed;
-        shown = shown.next("check what is between the control plane and the token service");
     }
     shown.message = message.into();
-    shown
+    match next {
+        Some(next) => shown.next(next),
+        None => shown,
+    }
 }
 
 /// An RSA key that signs JWTs.
@@ -127,6 +134,16 @@ impl RsaKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fault_of_the_token_service_is_told_as_its_own() {
+        let told = fault(BackendError::Server { status: 503 });
+        assert_eq!(told.message, "the token service answered with status 503");
+        assert_eq!(told.reason, Reason::BackendUnreachable);
+        assert_eq!(fault(BackendError::Forbidden).reason, Reason::BackendLoginFailed);
+        let retry_after = Some(Duration::from_secs(7));
+        assert_eq!(fault(BackendError::Throttled { retry_after }).retry_after, retry_after);
+    }
 
     #[test]
     fn the_life_of_a_token_is_a_number_or_text() {

@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
-use jsonwebtoken::{Algorithm, Header, get_current_timestamp};
+use jsonwebtoken::{Algorithm, Header};
 use scaivault_domain::Error;
 use scaivault_domain::backend::Provider;
 use scaivault_domain::secret::SecretValue;
+use scaivault_domain::time::{Clock as _, Timestamp};
+use scaivault_telemetry::SystemClock;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +81,25 @@ impl Credential {
     }
 }
 
+impl Credential {
+    /// A token that says who we are to `audience` alone, for `life`.
+    ///
+    /// # Errors
+    /// `internal`, if the system cannot sign.
+    pub(crate) fn token_for(&self, audience: &str, life: Duration) -> Result<SecretString, Error> {
+        let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::RS256) };
+        let issued_at = SystemClock.now().since(Timestamp::default()).saturating_sub(SKEW).as_secs();
+        let claims = Claims {
+            iss: &self.email,
+            sub: &self.email,
+            aud: audience,
+            iat: issued_at,
+            exp: issued_at + life.as_secs(),
+        };
+        self.key.sign(&header, &claims)
+    }
+}
+
 /// Whether the file is the one kind that a tenant may bring.
 fn check_type(provider: &Provider, found: Option<&str>) -> Result<(), Error> {
     let refused = |message: &str, next: &'static str| Err(unusable(provider, message.to_owned()).next(next));
@@ -116,16 +137,7 @@ struct Claims<'a> {
 /// # Errors
 /// `internal`, if the system cannot sign.
 pub(crate) fn log_in(credential: &Credential) -> Result<Issued, Error> {
-    let header = Header { kid: Some(credential.key_id.clone()), ..Header::new(Algorithm::RS256) };
-    let issued_at = get_current_timestamp().saturating_sub(SKEW.as_secs());
-    let claims = Claims {
-        iss: &credential.email,
-        sub: &credential.email,
-        aud: &credential.audience,
-        iat: issued_at,
-        exp: issued_at + LIFE.as_secs(),
-    };
-    bearer::issued(credential.key.sign(&header, &claims)?, LIFE - SKEW)
+    bearer::issued(credential.token_for(&credential.audience, LIFE)?, LIFE - SKEW)
 }
 
 #[cfg(test)]

@@ -37,8 +37,11 @@ pub(super) async fn log_in(
     asking: &Asking<'_>,
 ) -> Result<Issued, Error> {
     match (provider, credential) {
-        (Provider::HashicorpVault { target, login }, Some(value)) => {
-            let credential = vault::Credential::parse(provider, &login.method, value)?;
+        (Provider::HashicorpVault { target, login }, value) => {
+            let credential = match value {
+                Some(value) => vault::Credential::parse(provider, &login.method, value)?,
+                None => vault::Credential::own(&login.method, asking.own).await?,
+            };
             vault::log_in(target, login, credential, asking).await
         }
         (Provider::AwsSecretsManager { target, login }, value) => {
@@ -54,7 +57,6 @@ pub(super) async fn log_in(
             gcp::log_in(&gcp::Credential::parse(provider, value)?)
         }
         (Provider::GoogleSecretManager { .. }, None) => asking.own.gcp.access_token().await,
-        _ => Err(Error::new(Reason::Unsupported, "not there yet")),
     }
 }
 

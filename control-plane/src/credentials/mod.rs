@@ -28,6 +28,7 @@ use scaivault_domain::lease::{LeaseKey, Material};
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::secret::SecretValue;
 use scaivault_domain::tenant::TenantId;
+use scaivault_domain::time::Timestamp;
 use scaivault_domain::view::Route;
 use scaivault_domain::{Error, Reason};
 use tokio::sync::watch;
@@ -68,6 +69,7 @@ pub(crate) struct Asking<'a> {
     pub(crate) holder: Holder,
     pub(crate) own: &'a OwnIdentities,
     pub(crate) egress: &'a Egress,
+    pub(crate) now: Timestamp,
 }
 
 /// A login that succeeded.
@@ -425,8 +427,13 @@ impl Credentials {
             self.check_own(tenant, &login.provider)
                 .await
                 .map_err(|error| Error { reason: Reason::BackendLoginFailed, ..error })?;
-            let asking =
-                Asking { key: &login.key, holder: login.holder, own: &self.own, egress: &self.egress };
+            let asking = Asking {
+                key: &login.key,
+                holder: login.holder,
+                own: &self.own,
+                egress: &self.egress,
+                now: self.audit.now(),
+            };
             login::log_in(&login.provider, credential.as_ref(), &asking).await
         };
         let outcome = tokio::time::timeout(LOGIN_TIMEOUT, attempt).await.unwrap_or_else(|_| {
@@ -559,7 +566,7 @@ fn hold(issued: Issued) -> Held {
     let ttl = issued.ttl.map(|ttl| ttl.min(LONGEST_LIFE));
     let lease = Lease {
         // Random, so that it tells nothing of the credential and changes with every renewal.
-        id: unique(scaivault_domain::time::Timestamp::default()),
+        id: unique(Timestamp::default()),
         material: issued.material,
         expires_at: ttl.map(|ttl| Instant::now() + ttl),
     };

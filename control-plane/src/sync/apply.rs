@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use scaivault_backends::background::{Background, Failed};
-use scaivault_backends::{BackendError, RemoteSecret};
+use scaivault_backends::{BackendError, RemoteSecret, RemoteVersion};
 use scaivault_domain::audit::{Action, AuditRow};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::RemoteName;
@@ -574,16 +574,17 @@ impl Observed {
     }
 }
 
-/// The versions between the agreed one and `secret`, or the last few of a secret that is new here. Only where the store
-/// counts its versions, so that it is known which ones those are.
+/// The versions between the agreed one and `secret`, or the last few of a secret that is new here.
 async fn past(
     at: &At<'_>,
     backend: &Background<OwnLeases>,
     base: Option<&Base>,
     secret: &RemoteSecret,
 ) -> Result<Vec<Past>, Failed> {
-    let Ok(current) = secret.remote_version.parse::<u64>() else { return Ok(Vec::new()) };
     let base = base.filter(|base| base.remote_name == at.name.as_str());
+    let Ok(current) = secret.remote_version.parse::<u64>() else {
+        return uncounted_past(at, backend, base, secret).await;
+    };
     // A version that is brought back is one that is known; a lower one is of another secret of this name.
     let known =
         base.and_then(|base| base.remote_version.parse::<u64>().ok()).filter(|known| *known <= current);
@@ -598,11 +599,42 @@ async fn past(
         Err(Failed { cause: BackendError::Forbidden, .. }) => return Ok(Vec::new()),
         history => history?,
     };
+    let is_past = |line: &RemoteVersion| {
+        line.remote_version.parse::<u64>().is_ok_and(|version| (first..current).contains(&version))
+    };
+    bring_along(at, backend, history.into_iter().filter(is_past)).await
+}
+
+/// The same of a store that names its versions without counting them; its history is in order.
+async fn uncounted_past(
+    at: &At<'_>,
+    backend: &Background<OwnLeases>,
+    base: Option<&Base>,
+    secret: &RemoteSecret,
+) -> Result<Vec<Past>, Failed> {
+    let most = at.backend.sync.history_depth as usize - 1;
+    if most == 0 || secret.remote_version.is_empty() {
+        return Ok(Vec::new());
+    }
+    let history = match backend.history(at.name).await {
+        Err(Failed { cause: BackendError::Forbidden, .. }) => return Ok(Vec::new()),
+        history => history?,
+    };
+    let place = |version: &str| history.iter().position(|line| line.remote_version == version);
+    let Some(current) = place(&secret.remote_version) else { return Ok(Vec::new()) };
+    let known = base.and_then(|base| place(&base.remote_version)).filter(|known| *known <= current);
+    let first = known.map_or(0, |known| known + 1).max(current.saturating_sub(most));
+    let past = history.into_iter().take(current).skip(first);
+    bring_along(at, backend, past).await
+}
+
+async fn bring_along(
+    at: &At<'_>,
+    backend: &Background<OwnLeases>,
+    history: impl Iterator<Item = RemoteVersion>,
+) -> Result<Vec<Past>, Failed> {
     let mut past = Vec::new();
     for line in history {
-        if !line.remote_version.parse::<u64>().is_ok_and(|version| (first..current).contains(&version)) {
-            continue;
-        }
         let (state, secret) = match line.state {
             State::Active => match backend.read_version(at.name, &line.remote_version).await {
                 Ok(secret) if secret.kind.check(secret.value.expose()).is_ok() => {

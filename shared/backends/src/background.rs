@@ -1,21 +1,24 @@
 //! Work on a backend that nobody waits for: it goes behind proxied reads, waits out what would only delay it, and
 //! counts its calls.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{DefaultHasher, Hash, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use scaivault_domain::Error;
 use scaivault_domain::mapping::RemoteName;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tracing::Instrument as _;
 
 use crate::budget::Quota;
 use crate::connection::{Connection, Effort, Leases};
 use crate::guard::Retry;
 use crate::survey::{Calls, Found, Step, SurveyPage};
-use crate::{BackendError, Lease, Operation, RemoteSecret, RemoteVersion, SecretBackend as _};
+use crate::{BackendError, Class, Lease, Operation, RemoteSecret, RemoteVersion, SecretBackend as _};
 
 /// Time for the pauses between attempts, whatever the attempts themselves may take.
 const PAUSES: Duration = Duration::from_secs(60);
@@ -23,6 +26,10 @@ const PAUSES: Duration = Duration::from_secs(60);
 const SHORTEST_SURVEY_CALL: Duration = Duration::from_secs(30);
 /// Steps of one survey at the same time.
 const STEPS_AT_ONCE: usize = 16;
+/// How long a read waits for others that are made with it.
+const GATHERING: Duration = Duration::from_millis(2);
+/// A listing may have empty pages, but not for ever.
+const MOST_EMPTY_PAGES: usize = 1000;
 /// What one survey may find. A store that has no end is not listed for ever.
 const MOST_ENTRIES: usize = 2_000_000;
 
@@ -47,12 +54,25 @@ pub struct Background<L> {
     connection: Arc<Connection<L>>,
     timeout: Duration,
     calls: Arc<Calls>,
+    /// Reads that are made with one call, as soon as there are enough of them or a moment has passed.
+    gathered: Arc<Mutex<Vec<Gathered>>>,
+}
+
+/// A read that waits for others to be made with.
+struct Gathered {
+    name: RemoteName,
+    answer: oneshot::Sender<Result<RemoteSecret, Failed>>,
 }
 
 impl<L> Clone for Background<L> {
     fn clone(&self) -> Self {
-        let Background { connection, timeout, calls } = self;
-        Background { connection: connection.clone(), timeout: *timeout, calls: calls.clone() }
+        let Background { connection, timeout, calls, gathered } = self;
+        Background {
+            connection: connection.clone(),
+            timeout: *timeout,
+            calls: calls.clone(),
+            gathered: gathered.clone(),
+        }
     }
 }
 
@@ -67,7 +87,7 @@ impl<L> fmt::Debug for Background<L> {
 
 impl<L: Leases> Background<L> {
     pub(crate) fn new(connection: Arc<Connection<L>>, timeout: Duration) -> Self {
-        Background { connection, timeout, calls: Arc::default() }
+        Background { connection, timeout, calls: Arc::default(), gathered: Arc::default() }
     }
 
     /// The calls made so far, by operation; its clones count with it. What an adapter asks about mounts and about its
@@ -81,6 +101,74 @@ impl<L: Leases> Background<L> {
     /// # Errors
     /// What the backend did wrong.
     pub async fn read(&self, name: &RemoteName) -> Result<RemoteSecret, Failed> {
+        let most = self.connection.backend().most_at_once();
+        if most == 1 {
+            return self.read_alone(name).await;
+        }
+        let (answer, answered) = oneshot::channel();
+        let (first, full) = {
+            let mut gathered = self.gathered();
+            gathered.push(Gathered { name: name.clone(), answer });
+            let full = (gathered.len() >= most).then(|| std::mem::take(&mut *gathered));
+            (gathered.len() == 1, full)
+        };
+        if let Some(full) = full {
+            tokio::spawn(self.clone().read_together(full).in_current_span());
+        } else if first {
+            let run = self.clone();
+            let rest = async move {
+                sleep(GATHERING).await;
+                let rest = std::mem::take(&mut *run.gathered());
+                run.read_together(rest).await;
+            };
+            tokio::spawn(rest.in_current_span());
+        }
+        answered.await.unwrap_or_else(|_| Err(self.connection.failed(ENDED, None)))
+    }
+
+    fn gathered(&self) -> MutexGuard<'_, Vec<Gathered>> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read_together(self, gathered: Vec<Gathered>) {
+        let secrets = if gathered.len() > 1 { self.read_many(&gathered).await } else { Vec::new() };
+        let mut secrets = secrets.into_iter();
+        for Gathered { name, answer } in gathered {
+            let told = match secrets.next() {
+                Some(Ok(secret)) => Ok(secret),
+                Some(Err(cause)) if matches!(cause.class(), Class::NotFound | Class::Forbidden) => {
+                    Err(self.connection.failed(cause, Some(Operation::Read)))
+                }
+                // A fault of one of many says little: by itself it is tried again, with another login if need be.
+                Some(Err(_)) | None => {
+                    let run = self.clone();
+                    let alone = async move {
+                        // Whoever asked may have gone.
+                        let _ = answer.send(run.read_alone(&name).await);
+                    };
+                    tokio::spawn(alone.in_current_span());
+                    continue;
+                }
+            };
+            let _ = answer.send(told);
+        }
+    }
+
+    /// What came of each, or nothing, if they cannot be read together.
+    async fn read_many(&self, gathered: &[Gathered]) -> Vec<Result<RemoteSecret, BackendError>> {
+        let names: Arc<[RemoteName]> = gathered.iter().map(|one| one.name.clone()).collect();
+        let call = |lease: Arc<Lease>| {
+            let (run, names) = (self.clone(), names.clone());
+            async move {
+                run.calls.count("batch");
+                run.connection.backend().read_many(&lease, &names).await
+            }
+        };
+        let effort = self.effort("read", Operation::ReadMany, Quota::Lists, self.timeout);
+        self.connection.guarded(effort, call).await.unwrap_or_default()
+    }
+
+    async fn read_alone(&self, name: &RemoteName) -> Result<RemoteSecret, Failed> {
         let call = |lease: Arc<Lease>| {
             let (run, name) = (self.clone(), name.clone());
             async move {
@@ -133,7 +221,8 @@ impl<L: Leases> Background<L> {
     /// Begins to look at every secret below `root` (`None`: in the whole store).
     pub fn survey(&self, root: Option<&RemoteName>) -> Survey<L> {
         let open = vec![Step::Tree(root.cloned())];
-        Survey { run: self.clone(), open, taken: JoinSet::new(), entries: 0, failed: None }
+        let seen = HashSet::new();
+        Survey { run: self.clone(), open, taken: JoinSet::new(), entries: 0, empty: 0, seen, failed: None }
     }
 
     async fn step(self, step: Step) -> Result<Found, Failed> {
@@ -152,7 +241,8 @@ impl<L: Leases> Background<L> {
     /// Asks once more before a name counts as closed to us, for it does until the next run: a token that was revoked a
     /// moment ago may still pass for one that may not read.
     async fn certain<T>(&self, lease: &Lease, answer: Result<T, BackendError>) -> Result<T, BackendError> {
-        if matches!(answer, Err(BackendError::Forbidden)) {
+        if matches!(answer, Err(BackendError::Forbidden)) && self.connection.backend().may_mistake_refusals()
+        {
             self.connection.budget().debit(Quota::Lists, 1);
             self.connection.backend().probe(lease).await?;
         }
@@ -173,6 +263,10 @@ pub struct Survey<L> {
     /// In tasks of their own: what holds a place at the store must not stand still because nobody asks for a page.
     taken: JoinSet<Result<Found, Failed>>,
     entries: usize,
+    /// Pages in a row that had nothing in them.
+    empty: usize,
+    /// Hashes of where pages went on.
+    seen: HashSet<u64>,
     failed: Option<Failed>,
 }
 
@@ -217,6 +311,17 @@ impl<L: Leases> Survey<L> {
 
     fn take(&mut self, found: Result<Found, Failed>) -> Result<SurveyPage, Failed> {
         let Found { page, next } = found?;
+        let is_empty = page == SurveyPage::default();
+        for step in &next {
+            if let Step::More { after, .. } = step {
+                self.empty = if is_empty { self.empty + 1 } else { 0 };
+                let goes_back = !self.seen.insert(hash(after));
+                if goes_back || self.empty > MOST_EMPTY_PAGES {
+                    let fault = BackendError::InvalidAnswer("a listing that does not come to its end");
+                    return Err(self.run.connection.failed(fault, None));
+                }
+            }
+        }
         self.entries += page.secrets.len() + page.forbidden.len() + next.len();
         if self.entries > MOST_ENTRIES {
             return Err(self.run.connection.failed(BackendError::TooLarge, None));
@@ -224,6 +329,12 @@ impl<L: Leases> Survey<L> {
         self.open.extend(next);
         Ok(page)
     }
+}
+
+fn hash(token: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    token.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The step's task panicked, or the runtime is going down.

@@ -158,7 +158,7 @@ pub enum EntryKind {
 }
 
 /// Where a listing goes on. Only good for the folder it came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PageToken(String);
 
 /// A part of a listing.
@@ -284,6 +284,11 @@ pub trait SecretBackend: Send + Sync {
         }
     }
 
+    /// Whether `Forbidden` may be said of a lease that ended a moment ago.
+    fn may_mistake_refusals(&self) -> bool {
+        false
+    }
+
     /// Whether the store answers and takes the lease; as cheap as the store allows.
     fn probe(&self, lease: &Lease) -> impl Future<Output = Result<(), BackendError>> + Send;
 }
@@ -406,6 +411,10 @@ impl SecretBackend for Backend {
 
     fn step_quota(&self, step: &Step) -> Quota {
         each!(self, adapter => adapter.step_quota(step))
+    }
+
+    fn may_mistake_refusals(&self) -> bool {
+        each!(self, adapter => adapter.may_mistake_refusals())
     }
 
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {

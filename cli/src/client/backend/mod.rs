@@ -19,7 +19,7 @@ use scaivault_proto::federation::v1::{
 };
 use serde::Serialize;
 use serde_json::Value;
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 
 use self::rule::Rule;
 use self::settings::{Settings, check_complete, read_file};
@@ -92,7 +92,7 @@ pub(crate) struct Add {
     #[arg(value_parser = parse::backend_name, required_unless_present = "file", conflicts_with = "file")]
     name: Option<BackendName>,
     /// The configuration as JSON, with the fields of the REST API.
-    #[arg(long, value_name = "FILE", conflicts_with = "settings")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["settings", "Store", "Login"])]
     file: Option<PathBuf>,
     /// Accept that existing local secrets are hidden by the mapping.
     #[arg(long)]
@@ -235,7 +235,10 @@ impl Set {
         }
         let patch = to_raw_value(&patch).expect("a map of JSON is JSON");
         let (wanted, _) = json::patch_backend(before.clone(), &patch)?;
-        let paths = changes(&before, &wanted);
+        // What the patch did not name is written out there as well, defaults included.
+        let (written_out, _) =
+            json::patch_backend(before.clone(), &RawValue::from_string("{}".into()).expect("JSON"))?;
+        let paths = changes(&written_out, &wanted);
         if paths.is_empty() && !self.validate_only {
             output.note("nothing to change: the backend is configured like this")?;
             return show(Some(before), output);

@@ -59,7 +59,7 @@ pub(crate) struct Settings {
     /// How old an answer may be, e.g. 1m; an older copy is compared with the store first.
     #[arg(long, value_name = "DURATION")]
     max_staleness: Option<String>,
-    /// How many versions the first copy of a secret brings along (10 unless set).
+    /// How many versions the first copy of a secret brings along (unless set 10 of a Vault, 1 of others).
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_HISTORY)))]
     history_depth: Option<u32>,
     /// Whether it is used; a backend that is not keeps its paths and refuses reads.

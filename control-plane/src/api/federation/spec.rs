@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use prost_types::FieldMask;
-use scaivault_domain::backend::{BackendSpec, DEFAULT_TIMEOUT, check_timeout};
+use scaivault_domain::backend::{BackendSpec, DEFAULT_TIMEOUT, Provider, check_timeout};
 use scaivault_domain::mapping::{GivenRule, PathMapping, Separator};
-use scaivault_domain::sync::{ConflictPolicy, DEFAULT_HISTORY, Mode, SyncSettings, WritePolicy};
+use scaivault_domain::sync::{ConflictPolicy, Mode, SyncSettings, WritePolicy};
 use scaivault_domain::tenant::BackendName;
 use scaivault_domain::{Error, Reason};
 use scaivault_edge::wire;
@@ -17,9 +17,9 @@ use crate::store::RowVersion;
 
 /// The configuration that a message describes.
 pub(super) fn parse(wanted: pb::Backend) -> Result<BackendSpec, Error> {
+    let provider = provider::parse(wanted.config)?;
     Ok(BackendSpec {
         name: BackendName::parse(&wanted.name)?,
-        provider: provider::parse(wanted.config)?,
         mapping: parse_rules(wanted.rules)?,
         mode: parse_mode(wanted.mode)?,
         sync: SyncSettings {
@@ -28,8 +28,9 @@ pub(super) fn parse(wanted: pb::Backend) -> Result<BackendSpec, Error> {
             conflict_policy: parse_conflict_policy(wanted.conflict_policy)?,
             prefetch: wanted.prefetch,
             max_staleness: parse_interval("/max_staleness", wanted.max_staleness)?,
-            history_depth: parse_depth(wanted.history_depth),
+            history_depth: parse_depth(wanted.history_depth, &provider),
         },
+        provider,
         enabled: wanted.enabled.unwrap_or(true),
         timeout: parse_timeout(wanted.timeout)?,
     })
@@ -60,7 +61,9 @@ pub(super) fn edit(
             "max_staleness" => {
                 spec.sync.max_staleness = parse_interval("/max_staleness", wanted.max_staleness)?
             }
-            "history_depth" => spec.sync.history_depth = parse_depth(wanted.history_depth),
+            "history_depth" => {
+                spec.sync.history_depth = parse_depth(wanted.history_depth, &spec.provider);
+            }
             "enabled" => spec.enabled = wanted.enabled.unwrap_or(true),
             "timeout" => spec.timeout = parse_timeout(wanted.timeout)?,
             _ => {
@@ -103,8 +106,8 @@ fn parse_interval(pointer: &str, interval: Option<prost_types::Duration>) -> Res
     interval.map(|interval| wire::parse_duration(Reason::InvalidConfig, pointer, &interval)).transpose()
 }
 
-fn parse_depth(depth: u32) -> u32 {
-    if depth == 0 { DEFAULT_HISTORY } else { depth }
+fn parse_depth(depth: u32, provider: &Provider) -> u32 {
+    if depth == 0 { provider.kind().default_history() } else { depth }
 }
 
 fn parse_timeout(timeout: Option<prost_types::Duration>) -> Result<Duration, Error> {

@@ -4,7 +4,6 @@
 //! RFC 8693 and the reference of `projects.serviceAccounts.generateAccessToken`.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -12,8 +11,9 @@ use scaivault_backends::egress::{Egress, Policy};
 use scaivault_backends::http::{Body, Http};
 use scaivault_domain::backend::{Endpoint, Tls};
 use scaivault_domain::lease::Material;
-use scaivault_domain::time::Timestamp;
+use scaivault_domain::time::{Clock as _, Timestamp};
 use scaivault_domain::{Error, Reason};
+use scaivault_telemetry::SystemClock;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -229,13 +229,8 @@ impl ExternalAccount {
         let found: Impersonated = serde_json::from_slice(&answer.body).map_err(|_| invalid())?;
         let ends = Timestamp::parse(&found.expire_time).ok_or_else(invalid)?;
         // By Google's clock, if it told it: ours may differ.
-        bearer::issued(found.access_token, ends.since(answer.date.unwrap_or_else(now)))
+        bearer::issued(found.access_token, ends.since(answer.date.unwrap_or_else(|| SystemClock.now())))
     }
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    Timestamp::default().after(since)
 }
 
 fn client(field: &str, url: &str) -> Result<Http, Error> {
@@ -254,6 +249,8 @@ async fn read(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use axum::body::Bytes;
     use axum::extract::RawQuery;
     use axum::routing::{get, post};

@@ -3,7 +3,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use scaivault_domain::Reason;
-use scaivault_domain::backend::{BackendId, KvMount, KvVersion, Target, VaultTarget};
+use scaivault_domain::backend::{
+    AwsRegion, AwsTarget, BackendId, KvMount, KvVersion, Target, Tls, VaultTarget,
+};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::PathMapping;
 use scaivault_domain::secret::State;
@@ -12,6 +14,7 @@ use scaivault_domain::tenant::{BackendName, TenantId};
 use scaivault_domain::view::BackendView;
 
 use super::*;
+use crate::Material;
 use crate::budget::{Budget, Limit, Quotas, Rate};
 use crate::connection::Connections;
 use crate::testing::{Reply, Server, egress, json, lease, with_header};
@@ -85,8 +88,13 @@ fn run<L: Leases>(server: &Server, leases: L) -> Background<L> {
 }
 
 fn connect<L: Leases>(server: &Server, leases: L) -> Arc<Connection<L>> {
+    let tenant = TenantId::parse("acme").expect("a tenant");
+    Connections::new(Arc::new(leases), egress()).of(&tenant, &view(server)).expect("a connection")
+}
+
+fn view(server: &Server) -> BackendView {
     let kv = Some(KvMount { path: "kv".into(), version: KvVersion::V2 });
-    let backend = BackendView {
+    BackendView {
         id: BackendId::from_random([1; 10]),
         name: BackendName::parse("prod").expect("a name"),
         target: Target::HashicorpVault(VaultTarget { kv, ..server.target() }),
@@ -95,9 +103,7 @@ fn connect<L: Leases>(server: &Server, leases: L) -> Arc<Connection<L>> {
         sync: SyncSettings::default(),
         enabled: true,
         timeout: TIMEOUT,
-    };
-    let tenant = TenantId::parse("acme").expect("a tenant");
-    Connections::new(Arc::new(leases), egress()).of(&tenant, &backend).expect("a connection")
+    }
 }
 
 fn name(text: &str) -> RemoteName {
@@ -137,6 +143,112 @@ async fn a_survey_finds_everything_and_counts_its_calls() {
     assert_eq!(surveyed(&run).await.expect("a survey").len(), 100);
     assert_eq!(run.calls(), BTreeMap::from([("scan", 1), ("list", 1 + 1 + 10), ("metadata", 100)]));
     assert_eq!(server.paths().len(), 113);
+}
+
+/// AWS, where every secret has its own name as its value.
+fn aws(server: &Server) -> Background<Keys> {
+    let region = AwsRegion::parse("region", "eu-central-1").expect("a region");
+    let endpoint = server.target().endpoint;
+    let target = AwsTarget { region, endpoint: Some(endpoint), tls: Tls::default() };
+    let backend = BackendView { target: Target::AwsSecretsManager(target), ..view(server) };
+    let tenant = TenantId::parse("acme").expect("a tenant");
+    let connections = Connections::new(Arc::new(Keys), egress());
+    connections.of(&tenant, &backend).expect("a connection").background(TIMEOUT)
+}
+
+struct Keys;
+
+impl Leases for Keys {
+    async fn lease(&self, _: &LeaseKey, _: Option<&str>) -> Result<Arc<Lease>, Error> {
+        let material = Material::AwsKeys {
+            access_key_id: "AKIA".into(),
+            secret_access_key: "secret".into(),
+            session_token: None,
+        };
+        Ok(Arc::new(Lease { material, ..lease("keys") }))
+    }
+
+    fn budget(&self, _: &LeaseKey, target: &Target) -> Arc<Budget> {
+        Arc::new(Budget::new(Quotas::of(target)))
+    }
+}
+
+/// The names in the body of a request.
+fn asked(head: &str) -> Vec<String> {
+    let body: serde_json::Value =
+        head.find("\r\n\r\n").and_then(|end| serde_json::from_str(&head[end..]).ok()).unwrap_or_default();
+    match (&body["SecretIdList"], &body["SecretId"]) {
+        (serde_json::Value::Array(names), _) => {
+            names.iter().map(|name| name.as_str().unwrap_or("").into()).collect()
+        }
+        (_, name) => vec![name.as_str().unwrap_or("").into()],
+    }
+}
+
+fn stored(name: &str) -> String {
+    format!(
+        r#"{{"ARN":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:{name}-AbCdEf","Name":"{name}","VersionId":"v-{name}",
+            "SecretString":"{name}","VersionStages":["AWSCURRENT"],"CreatedDate":1.7e9}}"#
+    )
+}
+
+fn batch(head: &str) -> Reply {
+    let values: Vec<_> = asked(head).iter().filter(|name| *name != "gone").map(|name| stored(name)).collect();
+    let error = r#"{"SecretId":"gone","ErrorCode":"ResourceNotFoundException","Message":"x"}"#;
+    let errors = if asked(head).iter().any(|name| name == "gone") { error } else { "" };
+    json(200, &format!(r#"{{"SecretValues":[{}],"Errors":[{errors}]}}"#, values.join(",")))
+}
+
+#[tokio::test]
+async fn reads_at_the_same_time_are_one_call_and_each_gets_its_own_answer() {
+    let server = Server::start_with_heads(|_, head| batch(head)).await;
+    let run = aws(&server);
+    let mut names: Vec<String> = (0..44).map(|number| format!("s{number}")).collect();
+    names.push("gone".into());
+    let reads = names.iter().map(|name| {
+        let run = run.clone();
+        async move { (name, run.read(&RemoteName::new(name.as_str())).await) }
+    });
+    for (name, read) in futures::future::join_all(reads).await {
+        match read {
+            Ok(secret) => assert_eq!(secret.value.expose(), name.as_bytes()),
+            Err(failed) => assert_eq!((name.as_str(), failed.cause), ("gone", BackendError::NotFound)),
+        }
+    }
+    assert_eq!(run.calls(), BTreeMap::from([("batch", 3)]));
+}
+
+#[tokio::test]
+async fn where_reading_together_is_forbidden_each_is_read_alone() {
+    let server = Server::start_with_heads(|_, head| {
+        if head.to_ascii_lowercase().contains("batchgetsecretvalue") {
+            return json(400, r#"{"__type":"AccessDeniedException","Message":"no"}"#);
+        }
+        json(200, &stored(&asked(head)[0]))
+    })
+    .await;
+    let run = aws(&server);
+    let names: Vec<_> = (0..5).map(|number| RemoteName::new(format!("s{number}"))).collect();
+    for _ in 0..2 {
+        let reads = futures::future::join_all(names.iter().map(|name| run.read(name))).await;
+        assert!(reads.iter().all(Result::is_ok), "{reads:?}");
+    }
+    assert_eq!(run.calls(), BTreeMap::from([("batch", 1), ("read", 10)]));
+}
+
+#[tokio::test]
+async fn a_listing_without_an_end_is_given_up() {
+    for next in [|_: usize| "same".to_owned(), |page: usize| format!("page-{page}")] {
+        let pages = AtomicUsize::new(0);
+        let server = Server::start(move |_| {
+            let next = next(pages.fetch_add(1, Ordering::Relaxed));
+            json(200, &format!(r#"{{"SecretList":[],"NextToken":"{next}"}}"#))
+        })
+        .await;
+        let mut survey = aws(&server).survey(None);
+        let failed = survey.next().await.expect_err("no end, no listing");
+        assert!(matches!(failed.cause, BackendError::InvalidAnswer(_)), "{failed}");
+    }
 }
 
 #[tokio::test]

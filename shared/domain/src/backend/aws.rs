@@ -25,7 +25,7 @@ impl AwsRegion {
         let is_word = |part: &&str| {
             !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
         };
-        if (3..=5).contains(&parts.len()) && text.len() <= 32 && parts.iter().all(|part| is_word(part)) {
+        if (3..=5).contains(&parts.len()) && text.len() <= 32 && parts.iter().all(is_word) {
             return Ok(AwsRegion(text.to_owned()));
         }
         Err(invalid(field, "is a region such as `eu-central-1`"))

@@ -20,7 +20,7 @@ use crate::access::{Caller, Capability};
 use crate::error::{Error, Reason};
 use crate::mapping::PathMapping;
 use crate::path::SecretPath;
-use crate::sync::{Mode, SyncSettings};
+use crate::sync::{DEFAULT_HISTORY, Mode, SyncSettings};
 use crate::tenant::BackendName;
 
 pub use self::aws::{AwsLogin, AwsRegion, AwsRole, AwsTarget, RoleArn};
@@ -204,6 +204,17 @@ impl ProviderKind {
             let detail = format!("is no supported type; there are {}", known.join(", "));
             Error::field(Reason::InvalidConfig, "/type", detail)
         })
+    }
+
+    /// How many versions the first copy of a secret brings along unless configured. Vault's versions are part of what
+    /// its users see; elsewhere each one costs a call, and one call more to know which there are.
+    pub fn default_history(self) -> u32 {
+        match self {
+            ProviderKind::HashicorpVault => DEFAULT_HISTORY,
+            ProviderKind::AwsSecretsManager
+            | ProviderKind::AzureKeyVault
+            | ProviderKind::GoogleSecretManager => 1,
+        }
     }
 
     /// How such a store names its secrets.

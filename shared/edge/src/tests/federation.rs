@@ -57,6 +57,47 @@ const AWS: &str = r#"{
   "sync_interval": "15m"
 }"#;
 
+/// The examples of the deep dive for the other stores.
+const AWS_WITH_A_ROLE: &str = r#"{
+    "name": "aws-prod-sm",
+    "type": "aws-secrets-manager",
+    "config": {
+      "region": "us-east-1",
+      "credentials_path": "infra/aws/sm/reader",
+      "role_arn": "arn:aws:iam::123456789012:role/scaivault-sm-reader"
+    },
+    "path_mapping": {
+      "external/aws/**": "prod/**"
+    },
+    "mode": "sync",
+    "sync_interval": "15m"
+  }"#;
+const AZURE: &str = r#"{
+  "name": "azure-prod-kv",
+  "type": "azure-key-vault",
+  "config": {
+    "vault_url": "https://acme-prod.vault.azure.net",
+    "auth_method": "managed_identity"
+  },
+  "path_mapping": {
+    "external/azure/**": "**"
+  },
+  "mode": "proxy"
+}"#;
+const GCP: &str = r#"{
+  "name": "gcp-prod-sm",
+  "type": "google-secret-manager",
+  "config": {
+    "project_id": "acme-prod",
+    "credentials_path": "infra/gcp/sm/reader-sa"
+  },
+  "path_mapping": {
+    "external/gcp/**": "**"
+  },
+  "mode": "sync",
+  "sync_interval": "30m"
+}"#;
+
 async fn create(router: &Router, body: &str) -> Answered {
     call(router, Method::POST, BACKENDS, &["content-type: application/json"], body).await
 }
@@ -76,7 +117,7 @@ fn with(change: impl FnOnce(&mut Value)) -> String {
 #[tokio::test]
 async fn the_examples_of_the_documents_are_taken_as_they_stand() {
     let (_, router) = front();
-    for example in [REFERENCE, DEEP_DIVE] {
+    for example in [REFERENCE, DEEP_DIVE, AWS, AWS_WITH_A_ROLE, AZURE, GCP] {
         let answer = create(&router, example).await;
         assert_eq!(answer.status, 201, "{:?}", answer.body);
         assert_eq!((answer.header("location"), answer.header("etag")), (BACKEND, "\"e1\""));
@@ -90,15 +131,23 @@ async fn the_examples_of_the_documents_are_taken_as_they_stand() {
         for (name, value) in sent["config"].as_object().unwrap() {
             assert_eq!(&shown["config"][name], value);
         }
-        assert_eq!(
-            shown["rules"][0],
-            json!({"pattern": "external/hashicorp/**", "template": "secret/data/**"})
-        );
+        let (pattern, template) = sent["path_mapping"].as_object().unwrap().iter().next().unwrap();
+        assert_eq!(shown["rules"][0], json!({"pattern": pattern, "template": template}));
         assert_eq!((&shown["id"], &shown["enabled"]), (&json!("fed_abcdefghijklmnop"), &json!(true)));
     }
-    let aws = create(&router, AWS).await;
-    assert_eq!(aws.refusal(), refusal(400, "invalid_config", "/type"));
-    assert!(aws.json()["detail"].as_str().unwrap().contains("hashicorp-vault"));
+}
+
+#[tokio::test]
+async fn a_field_of_another_store_is_named() {
+    let (_, router) = front();
+    for (example, field) in
+        [(REFERENCE, "region"), (AWS, "vault_url"), (AZURE, "project_id"), (GCP, "region")]
+    {
+        let mut body: Value = serde_json::from_str(example).unwrap();
+        body["config"][field] = json!("x");
+        let answer = create(&router, &body.to_string()).await;
+        assert_eq!(answer.refusal(), refusal(400, "invalid_config", &format!("/config/{field}")));
+    }
 }
 
 #[tokio::test]
@@ -172,9 +221,9 @@ async fn a_wrong_field_is_named_by_its_pointer() {
             "duration",
         ),
         (
-            with(|b| b["path_mapping"] = json!([{"pattern": "a", "template": "b", "separator": "-"}])),
+            with(|b| b["path_mapping"] = json!([{"pattern": "a", "template": "b", "separators": "-"}])),
             "invalid_mapping",
-            "/path_mapping/0/separator",
+            "/path_mapping/0/separators",
             "no field",
         ),
         (with(|b| b["type"] = json!("etcd")), "invalid_config", "/type", "hashicorp-vault"),

@@ -53,7 +53,7 @@ pub(in crate::rest) struct Configuration<'a> {
     /// How old an answer may be, e.g. `1m`: an older copy is compared with the store before it is given.
     #[schema(pattern = "^([0-9]+(days?|h|m|s|ms|us|ns))+$")]
     max_staleness: Option<String>,
-    /// How many versions the first copy of a secret brings along; 10 if left out.
+    /// How many versions the first copy of a secret brings along; if left out, 10 of a Vault and 1 of others.
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 100)]
     history_depth: Option<NonZeroU32>,
     /// Whether the backend is used at all; true if left out.
@@ -93,7 +93,7 @@ pub(in crate::rest) fn parse(text: &[u8]) -> Result<(proto::Backend, Consent), E
         conflict_policy: wire::conflict_policy(conflict_policy.unwrap_or(defaults.conflict_policy)).into(),
         prefetch: sent.prefetch.unwrap_or(defaults.prefetch),
         max_staleness: span("/max_staleness", sent.max_staleness)?.map(to_wire),
-        history_depth: sent.history_depth.map_or(defaults.history_depth, NonZeroU32::get),
+        history_depth: sent.history_depth.map_or(0, NonZeroU32::get),
         ..Default::default()
     };
     Ok((backend, Consent { adopt: sent.adopt, force: sent.force }))

@@ -5,6 +5,8 @@
 //! value, so such a token never reaches it; its errors and `AuthInfo` print bodies and tokens, so neither is ever
 //! printed; it reads `VAULT_*` from the environment for what its builder is not told, so the builder is not used.
 
+mod aws;
+
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -19,21 +21,38 @@ use scaivault_domain::{Error, Reason};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
+use vaultrs::api::auth::aws::requests::IamLoginRequest;
+use vaultrs::api::auth::kubernetes::requests::LoginWithKubernetesRequest;
 use vaultrs::api::token::requests::{
     CreateTokenRequest, LookupTokenSelfRequest, RenewTokenSelfRequest, RevokeTokenSelfRequest,
 };
 use vaultrs::api::token::responses::LookupTokenResponse;
 use vaultrs::api::{AuthInfo, EndpointMiddleware, EndpointResult};
 
-use super::{Asking, Holder, Issued, Renewal, Revocation};
+use super::aws::Keys;
+use super::own::OwnIdentities;
+use super::{Asking, Holder, Issued, Renewal, Revocation, gcp};
 
 /// Most bytes of an answer to a login.
 const MAX_ANSWER: usize = 1024 * 1024;
 
+/// How long a token that a service account's key signs is good for Vault, which takes 15 minutes at most unless a role
+/// says otherwise; less, for clocks differ.
+///
+/// Source: `max_jwt_exp` in the API documentation of Vault's `gcp` method.
+const GCP_LIFE: Duration = Duration::from_secs(600);
+
 /// What a login needs.
 pub(crate) enum Credential {
-    Approle { role_id: SecretString, secret_id: SecretString },
+    Approle {
+        role_id: SecretString,
+        secret_id: SecretString,
+    },
     Token(SecretString),
+    /// Of `kubernetes`, or signed by Google for `gcp`.
+    Jwt(SecretString),
+    Aws(Keys),
+    Gcp(Box<gcp::Credential>),
 }
 
 impl Credential {
@@ -49,6 +68,15 @@ impl Credential {
             role_id: Option<SecretString>,
             secret_id: Option<SecretString>,
             token: Option<SecretString>,
+            jwt: Option<SecretString>,
+        }
+
+        match method {
+            VaultMethod::Aws { .. } => return Keys::parse(provider, value).map(Credential::Aws),
+            VaultMethod::Gcp { .. } => {
+                return gcp::Credential::parse(provider, value).map(|key| Credential::Gcp(Box::new(key)));
+            }
+            VaultMethod::Approle { .. } | VaultMethod::Token { .. } | VaultMethod::Kubernetes { .. } => {}
         }
 
         let fields: Fields = serde_json::from_slice(value.expose())
@@ -68,9 +96,23 @@ impl Credential {
             },
             VaultMethod::Token { .. } => Credential::Token(required("token", fields.token)?),
             VaultMethod::Kubernetes { .. } | VaultMethod::Aws { .. } | VaultMethod::Gcp { .. } => {
-                return Err(unusable("not there yet".into()));
+                Credential::Jwt(required("jwt", fields.jwt)?)
             }
         })
+    }
+
+    /// What our own identity shows to the method.
+    pub(crate) async fn own(method: &VaultMethod, own: &OwnIdentities) -> Result<Self, Error> {
+        match method {
+            VaultMethod::Kubernetes { .. } => own.kubernetes.token().await.map(Credential::Jwt),
+            VaultMethod::Aws { .. } => own.aws.keys().await.map(Credential::Aws),
+            VaultMethod::Gcp { role, .. } => {
+                // Source: "GCE login" in the documentation of Vault's `gcp` method.
+                own.gcp.identity_token(&format!("http://vault/{role}")).await.map(Credential::Jwt)
+            }
+            // These have a credential: the configuration cannot be without.
+            VaultMethod::Approle { .. } | VaultMethod::Token { .. } => Err(Error::internal()),
+        }
     }
 }
 
@@ -82,15 +124,18 @@ pub(crate) async fn log_in(
     asking: &Asking<'_>,
 ) -> Result<Issued, Error> {
     let egress = asking.egress;
-    match credential {
-        Credential::Approle { role_id, secret_id } => {
-            let vault = Vault::new(target, None, egress)?;
+    match (credential, &login.method) {
+        (Credential::Approle { role_id, secret_id }, _) => {
             let mut request = LoginWithApproleRequest::builder();
             request.mount(&login.mount).role_id(role_id.expose_secret()).secret_id(secret_id.expose_secret());
             let request = request.build().map_err(|_| Error::internal())?;
-            issued(vault.auth(request).await.map_err(|error| refused(&error, Step::Login))?)
+            let step = match asking.holder {
+                Holder::ControlPlane => Step::Login,
+                Holder::Nodes => Step::SecondLogin,
+            };
+            Vault::new(target, None, egress)?.log_in(request, step).await
         }
-        Credential::Token(token) => {
+        (Credential::Token(token), _) => {
             let vault = Vault::new(target, Some(&token), egress)?;
             let own = own_token(&vault, &token).await?;
             match asking.holder {
@@ -98,7 +143,40 @@ pub(crate) async fn log_in(
                 Holder::Nodes => for_nodes(&vault, login, own).await,
             }
         }
+        (Credential::Aws(keys), VaultMethod::Aws { role, server_id, region, sts_endpoint, .. }) => {
+            let signed = aws::identify(&keys, region, sts_endpoint.as_ref(), server_id, asking.now)?;
+            let mut request = IamLoginRequest::builder();
+            request.mount(&login.mount).role(role).iam_http_request_method(signed.method);
+            request.iam_request_url(signed.url).iam_request_body(signed.body);
+            let request =
+                request.iam_request_headers(signed.headers).build().map_err(|_| Error::internal())?;
+            Vault::new(target, None, egress)?.log_in(request, Step::RoleLogin).await
+        }
+        (Credential::Jwt(jwt), VaultMethod::Kubernetes { role, .. } | VaultMethod::Gcp { role, .. }) => {
+            log_in_with_jwt(target, login, role, &jwt, egress).await
+        }
+        (Credential::Gcp(key), VaultMethod::Gcp { role, .. }) => {
+            // Source: "IAM login" in the documentation of Vault's `gcp` method.
+            let jwt = key.token_for(&format!("vault/{role}"), GCP_LIFE)?;
+            log_in_with_jwt(target, login, role, &jwt, egress).await
+        }
+        // A credential is parsed for the method that it is used with.
+        (Credential::Jwt(_) | Credential::Aws(_) | Credential::Gcp(_), _) => Err(Error::internal()),
     }
+}
+
+/// The login of `kubernetes` and that of `gcp` have the same form.
+async fn log_in_with_jwt(
+    target: &VaultTarget,
+    login: &VaultLogin,
+    role: &str,
+    jwt: &SecretString,
+    egress: &Egress,
+) -> Result<Issued, Error> {
+    let mut request = LoginWithKubernetesRequest::builder();
+    request.mount(&login.mount).role(role).jwt(jwt.expose_secret());
+    let request = request.build().map_err(|_| Error::internal())?;
+    Vault::new(target, None, egress)?.log_in(request, Step::RoleLogin).await
 }
 
 /// What the configured token is.
@@ -196,6 +274,10 @@ pub(super) fn is_token(text: &str) -> bool {
 /// Where a refusal came from, to say what can be done.
 enum Step {
     Login,
+    /// With the same `secret_id` as the control plane's own.
+    SecondLogin,
+    /// With a role of Vault's, which is bound to identities.
+    RoleLogin,
     Child,
     Renewal,
 }
@@ -208,6 +290,12 @@ fn refused(error: &ClientError, step: Step) -> Error {
     }
     let next = match step {
         Step::Login => "check the credential at `auth_config_path`, the auth mount and the namespace",
+        Step::SecondLogin => {
+            "check the credential; a `secret_id` that may be used once has no second login for nodes: set `secret_id_num_uses` to 0"
+        }
+        Step::RoleLogin => {
+            "check `auth_role`, whom that role is bound to in Vault, the auth mount, the namespace and the credential"
+        }
         Step::Child => "check `lease_policies` and the token's right to create children",
         Step::Renewal => "nothing: there will be another login",
     };
@@ -263,6 +351,10 @@ impl Vault {
     async fn auth<E: Endpoint<Response = ()>>(&self, endpoint: E) -> Result<AuthInfo, ClientError> {
         let answer = endpoint.with_middleware(&self.middle).exec(&self.http).await?;
         answer.wrap::<EndpointResult<()>>()?.auth.ok_or_else(|| unexpected("no `auth`"))
+    }
+
+    async fn log_in<E: Endpoint<Response = ()>>(&self, request: E, step: Step) -> Result<Issued, Error> {
+        issued(self.auth(request).await.map_err(|error| refused(&error, step))?)
     }
 
     async fn lookup(&self) -> Result<LookupTokenResponse, ClientError> {
@@ -354,5 +446,142 @@ mod tests {
             assert_eq!(error.reason, Reason::BackendInvalidAnswer);
             assert!(error.message.contains("a loopback address"), "{error}");
         }
+    }
+
+    use axum::http::{StatusCode, Uri};
+    use axum::{Json, Router};
+    use jsonwebtoken::dangerous::insecure_decode;
+    use scaivault_domain::backend::{BackendId, VaultLogin};
+    use scaivault_domain::lease::LeaseKey;
+    use scaivault_domain::path::SecretPath;
+    use scaivault_domain::tenant::TenantId;
+    use scaivault_domain::time::Timestamp;
+    use serde_json::{Value, json};
+
+    use crate::credentials::own::tests::serve;
+    use crate::credentials::own::{OwnIdentities, Settings};
+
+    /// Logs in with `stored`, or as ourselves, to a Vault that answers each login as `answer` says.
+    async fn logged_in(
+        method: VaultMethod,
+        stored: Option<Value>,
+        holder: Holder,
+        answer: impl Fn(&str, &Value) -> StatusCode + Clone + Send + Sync + 'static,
+    ) -> Result<Issued, Error> {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let auth = json!({"request_id": "1", "lease_id": "", "renewable": false, "lease_duration": 0, "auth": {
+            "client_token": "hvs.issued", "accessor": "a", "policies": [], "token_policies": [], "metadata": {},
+            "lease_duration": 3600, "renewable": true, "entity_id": "", "token_type": "service", "orphan": true,
+        }});
+        let router = Router::new().fallback(move |uri: Uri, body: String| {
+            let body = serde_json::from_str(&body).unwrap();
+            let status = answer(uri.path(), &body);
+            async move {
+                (status, Json(if status == StatusCode::OK { auth } else { json!({"errors": ["SENT"]}) }))
+            }
+        });
+        let target = VaultTarget::at(serve(router).await);
+        let login = VaultLogin { mount: "team/mine".into(), method };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "ours\n").unwrap();
+        let settings =
+            Settings { kubernetes_token_file: Some(file.path().to_owned()), ..Settings::default() };
+        let own = OwnIdentities::new(settings).unwrap();
+        let key =
+            LeaseKey { tenant: TenantId::parse("acme").unwrap(), backend: BackendId::from_random([7; 10]) };
+        let egress = Egress::new(Policy::default().with_loopback());
+        let asking = Asking { key: &key, holder, own: &own, egress: &egress, now: Timestamp::default() };
+        let provider = Provider::HashicorpVault { target: target.clone(), login: login.clone() };
+        let credential = match stored {
+            Some(stored) => Credential::parse(
+                &provider,
+                &login.method,
+                &SecretValue::new(stored.to_string().into_bytes()),
+            )?,
+            None => Credential::own(&login.method, &own).await?,
+        };
+        log_in(&target, &login, credential, &asking).await
+    }
+
+    fn kubernetes() -> VaultMethod {
+        VaultMethod::Kubernetes { role: "reader".into(), credentials: None }
+    }
+
+    #[tokio::test]
+    async fn a_service_account_shows_its_token_the_stored_one_or_ours() {
+        for (stored, jwt) in [(Some(json!({"jwt": "theirs"})), "theirs"), (None, "ours")] {
+            let issued = logged_in(kubernetes(), stored, Holder::Nodes, move |path, body| {
+                let asked =
+                    (path, body) == ("/v1/auth/team/mine/login", &json!({"role": "reader", "jwt": jwt}));
+                if asked { StatusCode::OK } else { StatusCode::BAD_REQUEST }
+            })
+            .await
+            .unwrap();
+            assert_eq!(issued.ttl, Some(Duration::from_secs(3600)));
+            assert_eq!((issued.renewal, issued.revocation), (Renewal::Renew, Revocation::Revoke));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_accounts_key_signs_for_the_role_alone() {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
+        let stored = json!({
+            "type": "service_account", "client_email": "reader@acme.iam.gserviceaccount.com",
+            "private_key_id": "k1", "private_key": key.serialize_pem(),
+        });
+        let method = VaultMethod::Gcp { role: "reader".into(), credentials: None };
+        let login = logged_in(method, Some(stored), Holder::ControlPlane, |_, body| {
+            let jwt = insecure_decode::<Value>(body["jwt"].as_str().unwrap()).unwrap();
+            let life = jwt.claims["exp"].as_u64().unwrap() - jwt.claims["iat"].as_u64().unwrap();
+            let is_ours = jwt.header.kid.as_deref() == Some("k1")
+                && jwt.claims["sub"] == "reader@acme.iam.gserviceaccount.com"
+                && jwt.claims["aud"] == "vault/reader"
+                && life <= 900;
+            if is_ours { StatusCode::OK } else { StatusCode::BAD_REQUEST }
+        });
+        assert!(login.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn keys_of_aws_sign_a_request_that_vault_sends_on() {
+        let method = VaultMethod::Aws {
+            role: "reader".into(),
+            credentials: None,
+            server_id: "vault.internal".into(),
+            region: scaivault_domain::backend::AwsRegion::parse("aws_region", "us-east-1").unwrap(),
+            sts_endpoint: None,
+        };
+        let stored = json!({"access_key_id": "AKIAEXAMPLE", "secret_access_key": "secret"});
+        let login = logged_in(method, Some(stored), Holder::ControlPlane, |_, body| {
+            let has_all = ["iam_request_url", "iam_request_body", "iam_request_headers"]
+                .iter()
+                .all(|name| body[name].as_str().is_some_and(|text| !text.is_empty()));
+            let asked = has_all && body["iam_http_request_method"] == "POST" && body["role"] == "reader";
+            if asked { StatusCode::OK } else { StatusCode::BAD_REQUEST }
+        });
+        assert!(login.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_refused_login_says_what_to_look_at_and_nothing_that_was_sent() {
+        let approle = VaultMethod::Approle { credentials: SecretPath::parse("vault").unwrap() };
+        let role_id = json!({"role_id": "r", "secret_id": "s"});
+        for (method, stored, named) in
+            [(approle, role_id, "secret_id_num_uses"), (kubernetes(), json!({"jwt": "j"}), "auth_role")]
+        {
+            let error = logged_in(method, Some(stored), Holder::Nodes, |_, _| StatusCode::BAD_REQUEST)
+                .await
+                .err()
+                .unwrap();
+            assert_eq!(error.reason, Reason::BackendLoginFailed);
+            assert!(error.what_next().contains(named) && !format!("{error:?}").contains("SENT"), "{error:?}");
+        }
+        let error =
+            logged_in(kubernetes(), Some(json!({"token": "t"})), Holder::Nodes, |_, _| StatusCode::OK)
+                .await
+                .err()
+                .unwrap();
+        assert_eq!(error.reason, Reason::CredentialUnusable);
+        assert!(error.message.contains("`jwt`"), "{error}");
     }
 }

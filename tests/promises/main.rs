@@ -25,5 +25,6 @@ mod resuming;
 mod servers;
 mod syncing;
 mod tenants;
+mod testing_backends;
 mod tracing;
 mod writing;

@@ -6,6 +6,7 @@ mod cached;
 mod canary;
 mod cli;
 mod configuring;
+mod contract;
 mod crashes;
 mod demo;
 mod dev_vault;

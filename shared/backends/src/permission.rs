@@ -17,8 +17,12 @@ pub fn permission(kind: ProviderKind, operation: Operation) -> &'static str {
         }
         (ProviderKind::HashicorpVault, Operation::List) => "`list` on the metadata path of the folder",
         (ProviderKind::HashicorpVault, Operation::History) => "`read` on the secret's metadata path",
-        (ProviderKind::HashicorpVault, Operation::Write) => "`create` and `update` on the secret's data path",
-        (ProviderKind::HashicorpVault, Operation::Delete) => "`delete` on the secret's data path",
+        (ProviderKind::HashicorpVault, Operation::Write) => {
+            "`create` and `update` on the secret's data path, `patch` or `update` on its metadata path"
+        }
+        (ProviderKind::HashicorpVault, Operation::Delete) => {
+            "`update` on the secret's `delete/` path, and `read` on its data path"
+        }
         (ProviderKind::AwsSecretsManager, Operation::Read) => "`secretsmanager:GetSecretValue` on the secret",
         (ProviderKind::AwsSecretsManager, Operation::ReadMany) => "`secretsmanager:BatchGetSecretValue`",
         (ProviderKind::AwsSecretsManager, Operation::List) => "`secretsmanager:ListSecrets` on `*`",
@@ -116,8 +120,8 @@ async fn on_path(
         Operation::Read | Operation::ReadMany => ("`read`", "data", ""),
         Operation::List => ("`list`", "metadata", "/*"),
         Operation::History => ("`read`", "metadata", ""),
-        Operation::Write => ("`create` and `update`", "data", ""),
-        Operation::Delete => ("`delete`", "data", ""),
+        // These need more than one path.
+        Operation::Write | Operation::Delete => return None,
     };
     let infix = (version == KvVersion::V2).then(|| infix.to_owned());
     let path: Vec<String> = mount.into_iter().chain(infix).chain(below).collect();

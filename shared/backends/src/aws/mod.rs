@@ -26,12 +26,14 @@ use aws_smithy_async::rt::sleep::TokioSleep;
 use aws_smithy_async::time::SystemTimeSource;
 use scaivault_domain::backend::{AwsTarget, Naming};
 use scaivault_domain::mapping::RemoteName;
+use scaivault_domain::secret::State;
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::answers::{CURRENT, PREVIOUS, Value, check_asked, history};
-use self::fault::{MALFORMED, NO_JSON_OF_AWS, meaning};
+use self::fault::{NO_JSON_OF_AWS, meaning};
+use self::write::is_deleted;
 use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::survey::{Calls, Found, Step};
@@ -241,7 +243,14 @@ impl SecretBackend for AwsBackend {
             check_asked(name, answer.arn(), answer.name())?;
             versions.extend(answer.versions.unwrap_or_default());
             match next_token(answer.next_token) {
-                None => return history(&versions),
+                None => {
+                    let mut versions = history(&versions)?;
+                    // The versions of a deleted secret are listed as if nothing had happened to it.
+                    if is_deleted(&client, name).await? {
+                        versions.iter_mut().for_each(|version| version.state = State::Deleted);
+                    }
+                    return Ok(versions);
+                }
                 repeated if repeated == after => break,
                 next => after = next,
             }

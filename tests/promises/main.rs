@@ -26,5 +26,6 @@ mod resuming;
 mod servers;
 mod syncing;
 mod tenants;
+mod testing_backends;
 mod tracing;
 mod writing;

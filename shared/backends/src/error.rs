@@ -183,9 +183,9 @@ impl BackendError {
     /// What somebody can do about it, one sentence.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            BackendError::Forbidden => Some(
-                "let the policies of the backend's role allow `read` on the remote name, and `list` on its folder",
-            ),
+            BackendError::Forbidden => {
+                Some("let the policies of the store allow this to the backend's credential")
+            }
             BackendError::LoginExpired => Some("check the backend's credential and its expiry"),
             BackendError::EndpointRefused(_) => Some(EGRESS_HINT),
             BackendError::MountNotLiteral => Some(

@@ -265,6 +265,17 @@ impl VaultBackend {
         Ok(Arc::new(Mount::looked_up(&mount.path, version)))
     }
 
+    /// The segments of the mount of `name`, its version, and the segments in it; `None` if that is not known.
+    pub(crate) async fn place(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+    ) -> Option<(Vec<String>, KvVersion, Vec<String>)> {
+        let mount = self.mount(lease, name).await.ok()?;
+        let below = mount.path_of(name).ok()?.into_iter().map(str::to_owned).collect();
+        Some((mount.segments().map(str::to_owned).collect(), mount.version, below))
+    }
+
     /// Vault says 403 to a token that ended as well as to one that may not read the name.
     async fn refusal(&self, lease: &Lease) -> BackendError {
         let look_up = async { Verdict { token: self.look_up_token(lease).await, at: Instant::now() } };
@@ -391,6 +402,14 @@ impl SecretBackend for VaultBackend {
             // Without versions, every read gives the value.
             KvVersion::V1 => self.may_read_v1(lease, name).await,
         }
+    }
+
+    async fn may_list_versions(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
+        // What version 1 tells of a secret it tells along with the value.
+        if self.mount(lease, name).await?.version == KvVersion::V1 {
+            return Ok(());
+        }
+        self.history(lease, name).await.map(drop)
     }
 
     /// A token that was found valid is trusted to be for a second.

@@ -14,6 +14,7 @@ use scaivault_domain::token::TokenHash;
 use scaivault_domain::view::Generation;
 use serde::{Deserialize, Serialize};
 
+use crate::credentials::Configured;
 use crate::store::{Key, Space};
 
 /// A tenant, at `Installation / Tenant / id`.
@@ -47,10 +48,20 @@ pub struct BackendRecord {
     pub spec: BackendSpec,
     /// The generation in which the configuration came to be.
     pub generation: Generation,
+    /// The generation in which its store and login came to be.
+    #[serde(default)]
+    pub login_generation: Generation,
     /// When it was created.
     pub created: Timestamp,
     /// When the configuration came to be.
     pub updated: Timestamp,
+}
+
+impl BackendRecord {
+    /// The store and the login, with their generation.
+    pub fn configured(&self) -> Configured<'_> {
+        Configured { provider: &self.spec.provider, generation: self.login_generation }
+    }
 }
 
 /// A token, at `Installation / Token / hash`: whoever asks with a token has not yet a tenant.

@@ -208,7 +208,12 @@ impl Publishing {
                     (_, Space::Node) if change.kind == ChangeKind::Deleted => {
                         self.credentials.replace_for_nodes()
                     }
-                    (_, Space::Tenant | Space::Node) => {}
+                    (_, Space::Tenant) => {
+                        if let Ok(tenant) = TenantId::parse(&change.key.name) {
+                            self.credentials.recheck_grants(&tenant);
+                        }
+                    }
+                    (_, Space::Node) => {}
                     _ => continue,
                 }
                 concerned = Some(change.revision);
@@ -383,11 +388,12 @@ impl Publishing {
                 retry_after: None,
             }));
         };
-        Ok(match self.credentials.for_nodes(key, &record.spec.provider) {
+        Ok(match self.credentials.for_nodes(key, record.configured()) {
             NodeLease::Pending => LeaseState::Pending,
             NodeLease::Held(lease, slice) => LeaseState::Held(LeasePush {
                 key: key.clone(),
                 id: lease.id.clone(),
+                login_generation: lease.login_generation,
                 remaining: lease.expires_at.map(|end| end.saturating_duration_since(Instant::now())),
                 material: lease.material.clone(),
                 slice,
@@ -569,7 +575,7 @@ impl Source for Publishing {
         }
         let Ok(configuration) = self.configurations.of(&key.tenant).await else { return };
         if let Ok((record, _)) = configuration.backend(&key.backend) {
-            self.credentials.refused_by_backend(key, &record.spec.provider, lease_id);
+            self.credentials.refused_by_backend(key, record.configured(), lease_id);
         }
     }
 }

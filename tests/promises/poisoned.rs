@@ -248,6 +248,7 @@ fn name(tenant: &str) -> TenantId {
 
 fn backend(number: u8, pattern: &str, template: &str) -> BackendView {
     BackendView {
+        login_generation: 1,
         id: BackendId::from_random([number; 10]),
         name: BackendName::parse(&format!("backend-{number}")).expect("a name"),
         target: Target::HashicorpVault(VaultTarget::at(

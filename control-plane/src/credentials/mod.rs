@@ -29,7 +29,7 @@ use scaivault_domain::path::SecretPath;
 use scaivault_domain::secret::SecretValue;
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::Timestamp;
-use scaivault_domain::view::Route;
+use scaivault_domain::view::{Generation, Route};
 use scaivault_domain::{Error, Reason};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -43,8 +43,12 @@ use crate::service::tenants::tenant_key;
 use crate::service::{Configurations, secrets};
 use crate::store::Records;
 
-/// How long a failed login is not tried again.
+/// The shortest time between two logins of a backend, whatever came of the first, and whatever asks for the second.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A token service that asks for more than this is asked again anyway.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How often it is looked whether a tenant may still use an identity of ours, however long what it gave lasts.
+const GRANT_IS_TRUSTED_FOR: Duration = Duration::from_secs(3600);
 /// How long one login may take.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a replaced lease still works, for the reads that have just begun with it.
@@ -117,19 +121,32 @@ enum State {
 struct Login {
     key: LeaseKey,
     provider: Provider,
+    /// The generation in which the backend's store and login came to be.
+    generation: Generation,
     holder: Holder,
     /// What the credential may ask of the store.
     budget: Arc<Shared>,
     state: watch::Sender<State>,
-    /// One login at a time; whoever comes meanwhile takes its outcome.
-    turn: tokio::sync::Mutex<()>,
+    /// One login at a time; whoever comes meanwhile takes its outcome. When the last one began.
+    turn: tokio::sync::Mutex<Option<Instant>>,
+}
+
+/// A store with its login, as it has been configured since a generation.
+#[derive(Clone, Copy, Debug)]
+pub struct Configured<'a> {
+    /// The store and the login.
+    pub provider: &'a Provider,
+    /// Since when.
+    pub generation: Generation,
 }
 
 impl Login {
-    fn new(key: &LeaseKey, provider: &Provider, holder: Holder, budgets: &Budgets) -> Self {
+    fn new(key: &LeaseKey, configured: Configured<'_>, holder: Holder, budgets: &Budgets) -> Self {
+        let Configured { provider, generation } = configured;
         Login {
             key: key.clone(),
             provider: provider.clone(),
+            generation,
             holder,
             budget: budgets.of(&key.tenant, provider),
             state: watch::Sender::new(State::Empty),
@@ -267,14 +284,16 @@ impl Credentials {
     }
 
     /// The lease that nodes hold, as far as it is known now. Starts a login if there is none.
-    pub fn for_nodes(&self, key: &LeaseKey, provider: &Provider) -> NodeLease {
-        let login = self.login(key, provider, Holder::Nodes);
+    pub fn for_nodes(&self, key: &LeaseKey, configured: Configured<'_>) -> NodeLease {
+        let login = self.login(key, configured, Holder::Nodes);
         let state = login.state.borrow().clone();
         match state {
             State::Held(held) if alive(&held) => NodeLease::Held(held.lease.clone(), login.budget.slice()),
-            State::Failed { error, at } if at.elapsed() < PAUSE => NodeLease::Refused(error),
+            State::Failed { error, at } if at.elapsed() < pause(&error) => NodeLease::Refused(error),
             State::Empty | State::Held(_) | State::Failed { .. } => {
-                if let Some(me) = self.me.upgrade() {
+                // Who is at it tells everybody when it is done.
+                let is_under_way = login.turn.try_lock().is_err();
+                if let Some(me) = self.me.upgrade().filter(|_| !is_under_way) {
                     tokio::spawn(async move { me.hold(&login, None).await });
                 }
                 NodeLease::Pending
@@ -283,8 +302,8 @@ impl Credentials {
     }
 
     /// The backend refused the lease `id` of nodes: another login, unless there was one since.
-    pub fn refused_by_backend(&self, key: &LeaseKey, provider: &Provider, id: &str) {
-        let login = self.login(key, provider, Holder::Nodes);
+    pub fn refused_by_backend(&self, key: &LeaseKey, configured: Configured<'_>, id: &str) {
+        let login = self.login(key, configured, Holder::Nodes);
         let (id, Some(me)) = (id.to_owned(), self.me.upgrade()) else { return };
         tokio::spawn(async move { me.hold(&login, Some(&id)).await });
     }
@@ -332,14 +351,15 @@ impl Credentials {
         });
     }
 
-    fn login(&self, key: &LeaseKey, provider: &Provider, holder: Holder) -> Arc<Login> {
+    fn login(&self, key: &LeaseKey, configured: Configured<'_>, holder: Holder) -> Arc<Login> {
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(login) = logins.get(&(key.clone(), holder))
-            && login.provider == *provider
+            && login.provider == *configured.provider
+            && login.generation == configured.generation
         {
             return login.clone();
         }
-        let login = Arc::new(Login::new(key, provider, holder, &self.budgets));
+        let login = Arc::new(Login::new(key, configured, holder, &self.budgets));
         if let Some(before) = logins.insert((key.clone(), holder), login.clone())
             && let State::Held(held) = before.state.send_replace(State::Empty)
         {
@@ -371,19 +391,25 @@ impl Credentials {
         if let Some(held) = usable(login, refused) {
             return Ok(held);
         }
-        let _turn = login.turn.lock().await;
+        let mut turn = login.turn.lock().await;
         if let Some(held) = usable(login, refused) {
             return Ok(held);
         }
         if let State::Failed { error, at } = &*login.state.borrow()
-            && at.elapsed() < PAUSE
+            && at.elapsed() < pause(error)
         {
             return Err(error.clone());
         }
+        // A store that takes nothing, or a token service whose tokens have ended when they come, must not be asked
+        // as fast as it answers.
+        if let Some(last) = *turn {
+            tokio::time::sleep_until(last + PAUSE).await;
+        }
+        *turn = Some(Instant::now());
         let outcome = self.log_in(login).await;
         let result = match outcome {
             Ok(issued) => {
-                let held = Arc::new(hold(issued));
+                let held = Arc::new(hold(login, issued));
                 let before = login.state.send_replace(State::Held(held.clone()));
                 if let State::Held(before) = before {
                     revoke_later(login.clone(), before, GRACE, &self.egress);
@@ -411,8 +437,10 @@ impl Credentials {
     /// # Errors
     /// Why there is no login.
     pub async fn try_login(&self, key: &LeaseKey, provider: &Provider) -> Result<TemporaryLease, Error> {
-        let login = Arc::new(Login::new(key, provider, Holder::ControlPlane, &self.budgets));
-        let held = Arc::new(hold(self.log_in(&login).await?));
+        // Of no generation that a backend can have: it is for this caller alone.
+        let configured = Configured { provider, generation: 0 };
+        let login = Arc::new(Login::new(key, configured, Holder::ControlPlane, &self.budgets));
+        let held = Arc::new(hold(&login, self.log_in(&login).await?));
         Ok(TemporaryLease { login, held, egress: self.egress.clone() })
     }
 
@@ -447,26 +475,69 @@ impl Credentials {
             (Ok(()), outcome) => outcome,
             (Err(error), Ok(issued)) => {
                 // A login that is not written down is not used.
-                revoke_later(login.clone(), Arc::new(hold(issued)), Duration::ZERO, &self.egress);
+                revoke_later(login.clone(), Arc::new(hold(login, issued)), Duration::ZERO, &self.egress);
                 Err(error)
             }
             (Err(error), Err(_)) => Err(error),
         }
     }
 
-    /// Renews at half of the life, for as long as this lease is the one that is held.
+    /// Renews at half of the life, for as long as this lease is the one that is held. What an identity of ours gave is
+    /// looked after more often: the grant may be taken away long before it ends.
     fn renew_later(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>) {
-        let Some(ttl) = held.ttl else { return };
+        let renewal = held.ttl.map(|ttl| Instant::now() + (ttl / 2).max(SHORTEST_RENEWAL));
+        let is_ours = login.provider.own_identity().is_some();
+        if renewal.is_none() && !is_ours {
+            return;
+        }
         let (me, login, id) = (Arc::downgrade(self), Arc::downgrade(login), held.lease.id.clone());
         tokio::spawn(async move {
-            tokio::time::sleep((ttl / 2).max(SHORTEST_RENEWAL)).await;
-            let (Some(me), Some(login)) = (me.upgrade(), login.upgrade()) else { return };
-            let State::Held(current) = login.state.borrow().clone() else { return };
-            if current.lease.id != id {
-                return;
+            loop {
+                let look = is_ours.then(|| Instant::now() + GRANT_IS_TRUSTED_FOR);
+                let Some(next) = [renewal, look].into_iter().flatten().min() else { return };
+                tokio::time::sleep_until(next).await;
+                let (Some(me), Some(login)) = (me.upgrade(), login.upgrade()) else { return };
+                let State::Held(current) = login.state.borrow().clone() else { return };
+                if current.lease.id != id {
+                    return;
+                }
+                if me.end_if_refused(&login).await {
+                    return;
+                }
+                if renewal == Some(next) {
+                    return me.renew(&login, &current).await;
+                }
             }
-            me.renew(&login, &current).await;
         });
+    }
+
+    /// Looks again whether the tenant may use what its backends use of our own identities, as its grants have changed.
+    pub fn recheck_grants(&self, tenant: &TenantId) {
+        let Some(me) = self.me.upgrade() else { return };
+        let ours: Vec<_> = {
+            let logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_tenant = logins.values().filter(|login| login.key.tenant == *tenant);
+            of_tenant.filter(|login| login.provider.own_identity().is_some()).cloned().collect()
+        };
+        tokio::spawn(async move {
+            for login in ours {
+                me.end_if_refused(&login).await;
+            }
+        });
+    }
+
+    /// Ends a login that the tenant may no longer use: nodes give its lease up. A store that does not answer ends none.
+    async fn end_if_refused(&self, login: &Arc<Login>) -> bool {
+        let refused = match self.check_own(&login.key.tenant, &login.provider).await {
+            Err(error) if matches!(error.reason, Reason::PermissionDenied | Reason::InvalidConfig) => error,
+            _ => return false,
+        };
+        let failed = State::Failed { error: no_longer_ours(refused), at: Instant::now() };
+        if let State::Held(held) = login.state.send_replace(failed) {
+            revoke_later(login.clone(), held, Duration::ZERO, &self.egress);
+        }
+        self.nudge.send_modify(|count| *count += 1);
+        true
     }
 
     async fn renew(self: &Arc<Self>, login: &Arc<Login>, held: &Arc<Held>) {
@@ -483,7 +554,7 @@ impl Credentials {
                     renewal: held.renewal,
                     revocation: held.revocation,
                 };
-                self.replace(login, held, &Arc::new(hold(issued))).await;
+                self.replace(login, held, &Arc::new(hold(login, issued))).await;
                 return;
             }
         }
@@ -493,7 +564,7 @@ impl Credentials {
         {
             match self.log_in(login).await {
                 Ok(issued) => {
-                    let next = Arc::new(hold(issued));
+                    let next = Arc::new(hold(login, issued));
                     if self.replace(login, held, &next).await {
                         revoke_later(login.clone(), held.clone(), GRACE, &self.egress);
                     } else {
@@ -534,10 +605,19 @@ impl Credentials {
 pub struct OwnLeases(pub Arc<Credentials>);
 
 impl Leases for OwnLeases {
-    async fn lease(&self, key: &LeaseKey, refused: Option<&str>) -> Result<Arc<Lease>, Error> {
+    async fn lease(
+        &self,
+        key: &LeaseKey,
+        generation: Generation,
+        refused: Option<&str>,
+    ) -> Result<Arc<Lease>, Error> {
         let configuration = self.0.configurations.of(&key.tenant).await?;
         let (record, _) = configuration.backend(&key.backend)?;
-        let login = self.0.login(key, &record.spec.provider, Holder::ControlPlane);
+        if record.login_generation != generation {
+            // Whoever asks has a connection to what the backend was before.
+            return Err(Error::reconfigured());
+        }
+        let login = self.0.login(key, record.configured(), Holder::ControlPlane);
         let (credentials, refused) = (self.0.clone(), refused.map(str::to_owned));
         // A login that has begun is finished, also when its caller runs out of time: the next one finds it done.
         let held = tokio::spawn(async move { credentials.hold(&login, refused.as_deref()).await });
@@ -560,11 +640,17 @@ fn alive(held: &Held) -> bool {
     held.lease.expires_at.is_none_or(|end| end > Instant::now())
 }
 
-fn hold(issued: Issued) -> Held {
+/// How long a login is not tried again after it failed.
+fn pause(error: &Error) -> Duration {
+    error.retry_after.unwrap_or(PAUSE).clamp(PAUSE, LONGEST_PAUSE)
+}
+
+fn hold(login: &Login, issued: Issued) -> Held {
     let ttl = issued.ttl.map(|ttl| ttl.min(LONGEST_LIFE));
     let lease = Lease {
         // Random, so that it tells nothing of the credential and changes with every renewal.
         id: unique(Timestamp::default()),
+        login_generation: login.generation,
         material: issued.material,
         expires_at: ttl.map(|ttl| Instant::now() + ttl),
     };

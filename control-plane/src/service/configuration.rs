@@ -52,15 +52,20 @@ impl Configuration {
         TenantView {
             tenant: self.tenant.clone(),
             generation: self.generation,
-            backends: self.backends.iter().map(|(record, _)| view(&record.id, &record.spec)).collect(),
+            backends: self
+                .backends
+                .iter()
+                .map(|(record, _)| view(&record.id, &record.spec, record.login_generation))
+                .collect(),
         }
     }
 }
 
 /// A configuration as it is used.
-pub(super) fn view(id: &BackendId, spec: &BackendSpec) -> BackendView {
+pub(super) fn view(id: &BackendId, spec: &BackendSpec, login_generation: Generation) -> BackendView {
     BackendView {
         id: id.clone(),
+        login_generation,
         name: spec.name.clone(),
         target: spec.provider.target(),
         mapping: spec.mapping.clone(),
@@ -113,7 +118,11 @@ impl Configurations {
                 tenant: tenant.clone(),
                 generation: anchor.map_or(0, |(record, _)| record.generation),
                 anchor: version,
-                mounts: MountTable::new(backends.iter().map(|(record, _)| view(&record.id, &record.spec))),
+                mounts: MountTable::new(
+                    backends
+                        .iter()
+                        .map(|(record, _)| view(&record.id, &record.spec, record.login_generation)),
+                ),
                 backends,
             });
             self.held.lock().expect("no panic while held").insert(tenant.clone(), configuration.clone());

@@ -192,10 +192,16 @@ impl Federation {
 
         let now = self.clock.now();
         let generation = configuration.generation + 1;
+        // Nothing that was obtained for another store or login is good for this one.
+        let login_generation = match before {
+            Some((record, _)) if record.spec.provider == spec.provider => record.login_generation,
+            _ => generation,
+        };
         let record = BackendRecord {
             id: id.clone(),
             spec,
             generation,
+            login_generation,
             created: before.map_or(now, |(record, _)| record.created),
             updated: now,
         };

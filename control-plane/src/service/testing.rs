@@ -176,7 +176,7 @@ impl Federation {
             caller: allowed.caller(),
             key: LeaseKey { tenant: allowed.tenant().clone(), backend: id.clone() },
             spec,
-            view: view(id, spec),
+            view: view(id, spec, 0),
             deadline: Instant::now() + WHOLE,
             report: Report::default(),
         };

@@ -411,15 +411,22 @@ impl Verifier for Known {
 }
 
 impl Leases for Known {
-    async fn lease(&self, key: &LeaseKey, refused: Option<&str>) -> Result<Arc<Lease>, Error> {
+    async fn lease(
+        &self,
+        key: &LeaseKey,
+        generation: Generation,
+        refused: Option<&str>,
+    ) -> Result<Arc<Lease>, Error> {
         if let Some(id) = refused {
             self.forget_refused(key, id);
         }
         let mut applied = self.applied.subscribe();
         let mut demanded = false;
         loop {
-            match self.held(key, refused) {
+            match self.held(key, generation, refused) {
                 Some(Ok(lease)) => return Ok(lease),
+                // The connection is to what the backend was before.
+                None if self.holds_later(key, generation) => return Err(Error::reconfigured()),
                 Some(Err(error)) if demanded => return Err(error),
                 Some(Err(error)) if !self.may_ask_again(key) => return Err(error),
                 _ => {}
@@ -451,9 +458,16 @@ impl Leases for Known {
 
 impl Known {
     /// What is held for `key`, if it can be used.
-    fn held(&self, key: &LeaseKey, refused: Option<&str>) -> Option<Result<Arc<Lease>, Error>> {
+    fn held(
+        &self,
+        key: &LeaseKey,
+        generation: Generation,
+        refused: Option<&str>,
+    ) -> Option<Result<Arc<Lease>, Error>> {
         let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
         match leases.get(key)? {
+            // The right one is on its way; this one must not go there.
+            HeldLease::Held(lease) if lease.login_generation != generation => None,
             HeldLease::Held(lease)
                 if refused != Some(lease.id.as_str())
                     && lease.expires_at.is_none_or(|end| end > Instant::now()) =>
@@ -469,6 +483,11 @@ impl Known {
                 Some(Err(error))
             }
         }
+    }
+
+    fn holds_later(&self, key: &LeaseKey, generation: Generation) -> bool {
+        let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
+        matches!(leases.get(key), Some(HeldLease::Held(lease)) if lease.login_generation > generation)
     }
 
     fn may_ask_again(&self, key: &LeaseKey) -> bool {
@@ -547,6 +566,7 @@ impl Known {
                 self.budgets.take(&push.key, push.slice);
                 let lease = Lease {
                     id: push.id,
+                    login_generation: push.login_generation,
                     material: push.material,
                     expires_at: push.remaining.map(|remaining| Instant::now() + remaining),
                 };
@@ -739,6 +759,7 @@ mod tests {
             Change::Lease(scaivault_discovery::LeasePush {
                 key: key.clone(),
                 id: "l1".into(),
+                login_generation: 0,
                 remaining: None,
                 material: scaivault_backends::Material::VaultToken("token".to_owned().into()),
                 slice: Some(scaivault_domain::budget::Slice { budget: "b1".into(), share }),
@@ -746,9 +767,41 @@ mod tests {
         };
         for parties in [2, 3] {
             known.apply(vec![push(parties)], EPOCH, 1);
-            assert_eq!(known.lease(&key, None).await.unwrap().id, "l1");
+            assert_eq!(known.lease(&key, 0, None).await.unwrap().id, "l1");
         }
         assert!(demanded.try_recv().is_err(), "nobody has asked for another login");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_credential_is_given_to_no_connection_of_another_login() {
+        let (known, _demanded) = known();
+        known.connected();
+        let backend = scaivault_domain::backend::BackendId::from_random([1; 10]);
+        let key = LeaseKey { tenant: TenantId::parse("t").unwrap(), backend };
+        let push = |id: &str, login_generation| {
+            Change::Lease(scaivault_discovery::LeasePush {
+                key: key.clone(),
+                id: id.into(),
+                login_generation,
+                remaining: None,
+                material: scaivault_backends::Material::VaultToken("token".to_owned().into()),
+                slice: None,
+            })
+        };
+        known.apply(vec![push("before", 3)], EPOCH, 1);
+        assert_eq!(known.lease(&key, 3, None).await.unwrap().id, "before");
+        // The view came first: its credential is waited for, the one before is not taken.
+        let waiting = tokio::spawn({
+            let (known, key) = (known.clone(), key.clone());
+            async move { known.lease(&key, 4, None).await }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiting.is_finished());
+        known.apply(vec![push("after", 4)], EPOCH, 2);
+        assert_eq!(waiting.await.unwrap().unwrap().id, "after");
+        // A request that began before the change does not get what came after it.
+        let late = known.lease(&key, 3, Some("before")).await.expect_err("another login by now");
+        assert_eq!(late.reason, Reason::NoLease);
     }
 
     #[tokio::test(start_paused = true)]

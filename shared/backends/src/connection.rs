@@ -10,7 +10,7 @@ use scaivault_domain::backend::{BackendId, Target};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::tenant::{BackendName, TenantId};
-use scaivault_domain::view::BackendView;
+use scaivault_domain::view::{BackendView, Generation};
 use scaivault_domain::{Error, Reason};
 use scaivault_telemetry::trace::backend_call;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -27,10 +27,12 @@ use crate::{
 
 /// Where leases come from: the control plane's logins, or what a node was given.
 pub trait Leases: Send + Sync + 'static {
-    /// A lease for `key`; another one than `refused`, which the backend did not take.
+    /// A lease for `key` that is for the login of this generation; another one than `refused`, which the backend did not
+    /// take.
     fn lease(
         &self,
         key: &LeaseKey,
+        generation: Generation,
         refused: Option<&str>,
     ) -> impl Future<Output = Result<Arc<Lease>, Error>> + Send;
 
@@ -44,6 +46,7 @@ pub struct Connection<L> {
     key: LeaseKey,
     name: BackendName,
     target: Target,
+    login_generation: Generation,
     backend: Backend,
     guard: Guard,
     /// By name and lease: whoever comes with a new lease must not join a call that was begun with a refused one.
@@ -261,12 +264,14 @@ impl<L: Leases> Connection<L> {
     }
 
     async fn lease(&self, refused: Option<&str>, deadline: Instant) -> Result<Arc<Lease>, Error> {
-        timeout_at(deadline, self.leases.lease(&self.key, refused)).await.unwrap_or_else(|_| {
-            let message = format!("no credential for the backend `{}` came in time", self.name);
-            Err(Error::new(Reason::NoLease, message)
-                .next("try again; the backend's status tells why")
-                .retry_after(Duration::from_secs(1)))
-        })
+        timeout_at(deadline, self.leases.lease(&self.key, self.login_generation, refused))
+            .await
+            .unwrap_or_else(|_| {
+                let message = format!("no credential for the backend `{}` came in time", self.name);
+                Err(Error::new(Reason::NoLease, message)
+                    .next("try again; the backend's status tells why")
+                    .retry_after(Duration::from_secs(1)))
+            })
     }
 }
 
@@ -315,6 +320,7 @@ impl<L: Leases> Connections<L> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connection) = open.get(&key)
             && connection.target == backend.target
+            && connection.login_generation == backend.login_generation
         {
             return Ok(connection.clone());
         }
@@ -324,6 +330,7 @@ impl<L: Leases> Connections<L> {
             key: key.clone(),
             name: backend.name.clone(),
             target: backend.target.clone(),
+            login_generation: backend.login_generation,
             backend: adapter,
             guard: Guard::new(Limits::default()),
             reads: Coalescer::default(),

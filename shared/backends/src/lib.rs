@@ -31,6 +31,7 @@ use scaivault_domain::backend::{Target, Tls};
 use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::secret::{Kind, Metadata, SecretValue, State};
 use scaivault_domain::time::Timestamp;
+use scaivault_domain::view::Generation;
 use tokio::time::Instant;
 
 use crate::budget::Quota;
@@ -52,6 +53,8 @@ pub use scaivault_domain::lease::Material;
 pub struct Lease {
     /// Names the lease, not the credential; another credential has another id.
     pub id: String,
+    /// The generation of the login that it is for: it is sent to no backend of another one.
+    pub login_generation: Generation,
     /// The credential.
     pub material: Material,
     /// When it ends, if it does.

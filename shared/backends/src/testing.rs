@@ -146,5 +146,6 @@ pub(crate) fn lease(token: &str) -> Lease {
         id: format!("lease of {token}"),
         material: Material::VaultToken(SecretString::from(token)),
         expires_at: None,
+        login_generation: 0,
     }
 }

@@ -23,7 +23,7 @@ use scaivault_domain::sync::{ConflictPolicy, Mode, SyncSettings, WritePolicy};
 use scaivault_domain::tenant::{BackendName, TenantId};
 use scaivault_domain::time::Timestamp;
 use scaivault_domain::token::TokenHash;
-use scaivault_domain::view::{BackendView, TenantView};
+use scaivault_domain::view::{BackendView, Generation, TenantView};
 use scaivault_proto::discovery::v1 as pb;
 use secrecy::ExposeSecret as _;
 
@@ -67,6 +67,8 @@ pub struct LeasePush {
     pub key: LeaseKey,
     /// Its id; a new credential has a new one, a renewed one keeps it.
     pub id: String,
+    /// The generation of the login that it is for.
+    pub login_generation: Generation,
     /// How long it lasts from now; `None` if it does not end.
     pub remaining: Option<Duration>,
     /// The credential.
@@ -181,6 +183,7 @@ fn backend_to_wire(backend: &BackendView) -> pb::BackendView {
         id: backend.id.to_string(),
         name: backend.name.to_string(),
         target: Some(target_to_wire(&backend.target)),
+        login_generation: backend.login_generation,
         rules: rules.collect(),
         mode: backend.mode.as_str().to_owned(),
         enabled: backend.enabled,
@@ -257,6 +260,7 @@ fn backend_from_wire(id: BackendId, backend: pb::BackendView) -> Result<BackendV
     sync.check(mode, mapping.rules(), Duration::ZERO)?;
     Ok(BackendView {
         id,
+        login_generation: backend.login_generation,
         name: BackendName::parse(&backend.name)?,
         target,
         mapping,
@@ -445,6 +449,7 @@ pub fn lease_to_wire(lease: &LeasePush) -> pb::Lease {
     pb::Lease {
         key: Some(key_to_wire(&lease.key)),
         id: lease.id.clone(),
+        login_generation: lease.login_generation,
         remaining: lease.remaining.and_then(duration_to_wire),
         material: Some(match &lease.material {
             Material::VaultToken(token) => pb::lease::Material::VaultToken(token.expose_secret().to_owned()),
@@ -497,7 +502,7 @@ pub fn lease_from_wire(lease: pb::Lease) -> Result<LeasePush, Refused> {
         None => return Err(Refused::new("the credential of a lease is of a kind that is not known here")),
     };
     let slice = lease.call_budget.map(slice_from_wire).transpose()?;
-    Ok(LeasePush { key, id: lease.id, remaining, material, slice })
+    Ok(LeasePush { key, id: lease.id, login_generation: lease.login_generation, remaining, material, slice })
 }
 
 fn slice_from_wire(budget: pb::CallBudget) -> Result<Slice, Refused> {

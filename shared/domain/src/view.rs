@@ -24,6 +24,9 @@ pub struct BackendView {
     pub name: BackendName,
     /// Where the store is.
     pub target: Target,
+    /// The generation in which the store and its login came to be. A credential that was obtained for another one must
+    /// not be sent to this store, nor show what this mapping shows.
+    pub login_generation: Generation,
     /// Which paths it owns.
     pub mapping: PathMapping,
     /// How reads are served, where a rule does not say otherwise.
@@ -211,6 +214,7 @@ mod tests {
             target: Target::HashicorpVault(VaultTarget::at(
                 Endpoint::parse("endpoint", "https://vault").unwrap(),
             )),
+            login_generation: 1,
             mapping: PathMapping::parse(pairs.iter().copied()).unwrap(),
             mode: Mode::Proxy,
             sync: SyncSettings::default(),

@@ -59,6 +59,7 @@ fn lease(key: &AccessKey) -> Lease {
             session_token: None,
         },
         expires_at: None,
+        login_generation: 0,
     }
 }
 

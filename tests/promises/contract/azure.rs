@@ -90,7 +90,7 @@ impl Store for Vault {
 
     fn lease(&self) -> Lease {
         let material = Material::Bearer(SecretString::from(self.token.as_str()));
-        Lease { id: "azure".to_owned(), material, expires_at: None }
+        Lease { id: "azure".to_owned(), material, expires_at: None, login_generation: 0 }
     }
 
     fn root(&self) -> Option<RemoteName> {

@@ -67,7 +67,12 @@ fn target(endpoint: Endpoint, project: &str) -> Target {
 }
 
 fn lease(token: &str) -> Lease {
-    Lease { id: "gcp".to_owned(), material: Material::Bearer(SecretString::from(token)), expires_at: None }
+    Lease {
+        id: "gcp".to_owned(),
+        material: Material::Bearer(SecretString::from(token)),
+        expires_at: None,
+        login_generation: 0,
+    }
 }
 
 const CAN: Capabilities = Capabilities {

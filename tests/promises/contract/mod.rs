@@ -44,7 +44,7 @@ use scaivault_domain::mapping::{PathMapping, RemoteName};
 use scaivault_domain::secret::{Kind, Metadata, SecretValue, State};
 use scaivault_domain::sync::{Mode, SyncSettings};
 use scaivault_domain::tenant::{BackendName, TenantId};
-use scaivault_domain::view::BackendView;
+use scaivault_domain::view::{BackendView, Generation};
 use scaivault_tests::http_faults::HttpProxy;
 
 use self::capabilities::Capabilities;
@@ -200,6 +200,7 @@ impl<S: Store> Connected<S> {
     /// The same store as a plane uses it: with a guard.
     fn guarded(&self) -> Result<Arc<Connection<OneLease>>> {
         let backend = BackendView {
+            login_generation: 0,
             id: BackendId::from_random([1; 10]),
             name: BackendName::parse("contract")?,
             target: self.target.clone(),
@@ -218,7 +219,7 @@ impl<S: Store> Connected<S> {
 struct OneLease(Arc<Lease>);
 
 impl Leases for OneLease {
-    async fn lease(&self, _: &LeaseKey, _: Option<&str>) -> Result<Arc<Lease>, Error> {
+    async fn lease(&self, _: &LeaseKey, _: Generation, _: Option<&str>) -> Result<Arc<Lease>, Error> {
         Ok(self.0.clone())
     }
 

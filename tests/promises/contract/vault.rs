@@ -116,6 +116,7 @@ impl<const VERSION: u8> Store for Kv<VERSION> {
             id: self.token.accessor.clone(),
             material: Material::VaultToken(SecretString::from(self.token.token.as_str())),
             expires_at: None,
+            login_generation: 0,
         }
     }
 

@@ -25,7 +25,7 @@ fn lease(id: &str) -> Lease {
         secret_access_key: SecretString::from("wJalrXUtnFEMI"),
         session_token: Some(SecretString::from("session/token+==")),
     };
-    Lease { id: id.into(), material, expires_at: None }
+    Lease { id: id.into(), material, expires_at: None, login_generation: 0 }
 }
 
 /// `prod/**` with everything behind it captured.

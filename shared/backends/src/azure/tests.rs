@@ -24,7 +24,7 @@ const V3: &str = "9625380cef5449f2875e6529aab44c5d";
 
 fn lease() -> Lease {
     let material = Material::Bearer(SecretString::from("t0k.en"));
-    Lease { id: "lease".to_owned(), material, expires_at: None }
+    Lease { id: "lease".to_owned(), material, expires_at: None, login_generation: 0 }
 }
 
 fn name(text: &str) -> RemoteName {

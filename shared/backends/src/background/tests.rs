@@ -11,7 +11,7 @@ use scaivault_domain::mapping::PathMapping;
 use scaivault_domain::secret::State;
 use scaivault_domain::sync::{Mode, SyncSettings};
 use scaivault_domain::tenant::{BackendName, TenantId};
-use scaivault_domain::view::BackendView;
+use scaivault_domain::view::{BackendView, Generation};
 
 use super::*;
 use crate::Material;
@@ -32,7 +32,7 @@ const DELETED: &str = r#"{"data":{"data":null,"metadata":{"created_time":"2026-0
 struct Logins(Mutex<usize>);
 
 impl Leases for Logins {
-    async fn lease(&self, _: &LeaseKey, refused: Option<&str>) -> Result<Arc<Lease>, Error> {
+    async fn lease(&self, _: &LeaseKey, _: Generation, refused: Option<&str>) -> Result<Arc<Lease>, Error> {
         let mut current = self.0.lock().expect("no test panicked with it");
         let held = lease(&format!("token {current}"));
         if refused.is_some_and(|refused| held.id == refused) {
@@ -61,7 +61,7 @@ impl Rationed {
 }
 
 impl Leases for Arc<Rationed> {
-    async fn lease(&self, _: &LeaseKey, _: Option<&str>) -> Result<Arc<Lease>, Error> {
+    async fn lease(&self, _: &LeaseKey, _: Generation, _: Option<&str>) -> Result<Arc<Lease>, Error> {
         Ok(Arc::new(lease("token")))
     }
 
@@ -74,7 +74,7 @@ impl Leases for Arc<Rationed> {
 struct NoLogin(Reason);
 
 impl Leases for NoLogin {
-    async fn lease(&self, _: &LeaseKey, _: Option<&str>) -> Result<Arc<Lease>, Error> {
+    async fn lease(&self, _: &LeaseKey, _: Generation, _: Option<&str>) -> Result<Arc<Lease>, Error> {
         Err(Error::new(self.0, "no login"))
     }
 
@@ -103,6 +103,7 @@ fn view(server: &Server) -> BackendView {
         sync: SyncSettings::default(),
         enabled: true,
         timeout: TIMEOUT,
+        login_generation: 0,
     }
 }
 
@@ -159,7 +160,7 @@ fn aws(server: &Server) -> Background<Keys> {
 struct Keys;
 
 impl Leases for Keys {
-    async fn lease(&self, _: &LeaseKey, _: Option<&str>) -> Result<Arc<Lease>, Error> {
+    async fn lease(&self, _: &LeaseKey, _: Generation, _: Option<&str>) -> Result<Arc<Lease>, Error> {
         let material = Material::AwsKeys {
             access_key_id: "AKIA".into(),
             secret_access_key: "secret".into(),

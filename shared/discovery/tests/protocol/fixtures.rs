@@ -33,6 +33,7 @@ pub(crate) fn key(number: u8) -> LeaseKey {
 
 pub(crate) fn backend(number: u8, folder: &str, ca_bytes: usize) -> BackendView {
     BackendView {
+        login_generation: 4,
         id: BackendId::from_random([number; 10]),
         name: BackendName::parse(&format!("backend-{number}")).unwrap(),
         target: Target::HashicorpVault(VaultTarget {
@@ -97,6 +98,7 @@ pub(crate) fn caller(token: u8, owner: u8) -> Arc<Caller> {
 
 pub(crate) fn lease(number: u8, id: &str) -> LeasePush {
     LeasePush {
+        login_generation: 5,
         key: key(number),
         id: id.into(),
         remaining: Some(Duration::from_secs(600)),

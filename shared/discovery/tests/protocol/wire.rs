@@ -89,7 +89,7 @@ fn everything_arrives_as_it_was_sent() {
     let slice = Slice { budget: "b1".into(), share: Share::among(3) };
     let sent = LeasePush { slice: Some(slice), ..lease(3, "lease-1") };
     let arrived = lease_from_wire(lease_to_wire(&sent)).unwrap();
-    assert_eq!(arrived.slice, sent.slice);
+    assert_eq!((&arrived.slice, arrived.login_generation), (&sent.slice, sent.login_generation));
     assert_eq!((&arrived.key, &arrived.id, arrived.remaining), (&sent.key, &sent.id, sent.remaining));
     assert_eq!(exposed(&arrived.material), exposed(&sent.material));
     let keys = |session_token: Option<&str>| Material::AwsKeys {

@@ -3,6 +3,7 @@
 //! AWS is moto, Azure and GCP are our fakes, each a process that both cores may run, for every side, as OpenBao. drongo
 //! is not measured: it asks for no token and gives no checksum, so less would be done on either side than with Google.
 
+use std::future::pending;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{env, fs};
@@ -10,9 +11,10 @@ use std::{env, fs};
 use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use scaivault_tests::fakes::gcp::PROJECT;
+use scaivault_tests::faults::{Fault, Proxy};
 use scaivault_tests::planes::Rest;
 use scaivault_tests::process::Process;
-use scaivault_tests::servers::moto::{self, Moto};
+use scaivault_tests::servers::moto::{self, AccessKey, Moto};
 use scaivault_tests::{http, wait};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -32,6 +34,8 @@ use crate::syncs::{Round, Sync};
 const FOLDER: &str = "bulk/";
 /// Between two reads. With a node, Azure's quota leaves the planes 180 calls a second each.
 const GAP: Duration = Duration::from_millis(8);
+/// What a call takes longer if the store is not on this machine.
+const AWAY: Duration = Duration::from_millis(10);
 /// Writes at the same time.
 const WRITES: usize = 16;
 
@@ -89,18 +93,21 @@ pub(crate) struct CloudSync {
 
 /// A store with secrets.
 struct Cloud {
-    name: &'static str,
+    login: Login,
     store: &'static str,
-    direct: &'static str,
     process: u32,
+    url: String,
     /// What ScaiVault logs in with.
     credential: Value,
-    /// The backend's configuration but for name and mode.
-    backend: Value,
-    folder: &'static str,
-    client: Client,
     fill: Duration,
     _running: Running,
+}
+
+/// What a direct caller shows.
+enum Login {
+    Aws { role: String, session: AccessKey },
+    Azure { token: String },
+    Gcp { token: String },
 }
 
 /// What is ended with it.
@@ -122,8 +129,8 @@ impl Clouds {
     pub(crate) async fn start(extent: Extent, folder: &Path) -> Result<Clouds> {
         let clouds = vec![
             aws(extent.secrets).await?,
-            azure(extent.secrets, folder).await?,
-            gcp(extent.secrets, folder).await?,
+            faked("serve-azure", extent.secrets, folder, |token| Login::Azure { token }).await?,
+            faked("serve-gcp", extent.secrets, folder, |token| Login::Gcp { token }).await?,
         ];
         for cloud in &clouds {
             let fill = cloud.fill.as_secs_f64();
@@ -147,7 +154,9 @@ impl Clouds {
         }
         drop((node, control_plane));
         for cloud in &self.0 {
-            syncs.push(cloud.syncs(extent, folder, pinning).await?);
+            for distance in [Distance::Near, Distance::Far] {
+                syncs.push(cloud.syncs(extent, folder, pinning, distance).await?);
+            }
         }
         Ok((reads, syncs))
     }
@@ -175,101 +184,139 @@ async fn aws(secrets: usize) -> Result<Cloud> {
         async move { admin.create_secret(&name, &value(&name).to_string(), &[]).await }
     });
     let _: Vec<String> = stream::iter(writes).buffer_unordered(WRITES).try_collect().await?;
-    let endpoint = moto.addr();
+    let session = user.assume_role(&role, "bench").await?;
     Ok(Cloud {
-        name: "aws",
+        login: Login::Aws { role, session },
         store: "moto",
-        direct: "GetSecretValue of the official SDK",
         process: moto.process()?,
+        url: moto.addr(),
         credential: json!({ "access_key_id": key.id, "secret_access_key": key.secret }),
-        backend: json!({
-            "type": "aws-secrets-manager",
-            "config": {
-                "region": moto::REGION,
-                "endpoint": endpoint,
-                "sts_endpoint": endpoint,
-                "role_arn": role,
-                "credentials_path": "infra/aws",
-            },
-            "path_mapping": { "external/aws/*": format!("{FOLDER}*") },
-        }),
-        folder: FOLDER,
-        client: Client::aws(&endpoint, &user.assume_role(&role, "bench").await?)?,
         fill: start.elapsed(),
         _running: Running::Moto(moto),
     })
 }
 
-async fn azure(secrets: usize, folder: &Path) -> Result<Cloud> {
+async fn faked(
+    mode: &str,
+    secrets: usize,
+    folder: &Path,
+    login: impl FnOnce(String) -> Login,
+) -> Result<Cloud> {
     let start = Instant::now();
-    let (process, Ready { url, credential, token }) = fake("serve-azure", secrets, folder).await?;
-    Ok(Cloud {
-        name: "azure",
-        store: "our fake",
-        direct: "GET with reqwest and the bearer",
-        process: process.id(),
-        credential,
-        backend: json!({
-            "type": "azure-key-vault",
-            "config": {
-                "vault_url": url,
-                "authority": url,
-                "auth_method": "client_secret",
-                "credentials_path": "infra/azure",
-            },
-            "path_mapping": { "external/azure/*": "*" },
-        }),
-        folder: "",
-        client: Client::bearer(Api::Azure, url, token)?,
-        fill: start.elapsed(),
-        _running: Running::Fake(process),
-    })
-}
-
-async fn gcp(secrets: usize, folder: &Path) -> Result<Cloud> {
-    let start = Instant::now();
-    let (process, Ready { url, credential, token }) = fake("serve-gcp", secrets, folder).await?;
-    let base = format!("{url}/v1/projects/{PROJECT}");
-    Ok(Cloud {
-        name: "gcp",
-        store: "our fake",
-        direct: "GET with reqwest and the bearer",
-        process: process.id(),
-        credential,
-        backend: json!({
-            "type": "google-secret-manager",
-            "config": { "project_id": PROJECT, "endpoint": url, "credentials_path": "infra/gcp" },
-            "path_mapping": { "external/gcp/*": "*" },
-        }),
-        folder: "",
-        client: Client::bearer(Api::Gcp, base, token)?,
-        fill: start.elapsed(),
-        _running: Running::Fake(process),
-    })
-}
-
-async fn fake(mode: &str, secrets: usize, folder: &Path) -> Result<(Process, Ready)> {
     let file = folder.join(format!("{mode}.json"));
-    let args = [mode, &file.display().to_string(), &secrets.to_string()];
-    // Not even with others pinned: what is compared is two ways to the same store.
-    let mut process = cpu::serve(&env::current_exe()?, &args, Pinning::Free, &folder.join(mode))?;
-    let ready = wait::until("the fake serves", async || {
+    let process =
+        start_here(&[mode, &file.display().to_string(), &secrets.to_string()], folder, Pinning::Free)?;
+    let (process, ready) = ready(process, &file).await?;
+    let Ready { url, credential, token } = serde_json::from_slice(&ready)?;
+    Ok(Cloud {
+        login: login(token),
+        store: "our fake",
+        process: process.id(),
+        url,
+        credential,
+        fill: start.elapsed(),
+        _running: Running::Fake(process),
+    })
+}
+
+/// Runs this program as another server.
+fn start_here(args: &[&str], folder: &Path, pinning: Pinning) -> Result<Process> {
+    cpu::serve(&env::current_exe()?, args, pinning, &folder.join(args[0]))
+}
+
+/// CPU time of a read. Of all turns together: the kernel counts a whole process in hundredths of a second.
+fn mean_cpu_ms(turns: &[Turn]) -> f64 {
+    let cpu: Duration = turns.iter().filter_map(|turn| turn.cpu).sum();
+    #[expect(clippy::cast_precision_loss, reason = "a count of reads is small")]
+    let reads = turns.iter().map(|turn| turn.took.len()).sum::<usize>() as f64;
+    cpu.as_secs_f64() * 1e3 / reads
+}
+
+/// What a server has written into `file`, as soon as it serves.
+async fn ready(mut process: Process, file: &Path) -> Result<(Process, Vec<u8>)> {
+    let ready = wait::until("it serves", async || {
         process.ensure_running()?;
-        Ok(fs::read(&file).ok())
+        Ok(fs::read(file).ok())
     });
-    let ready = serde_json::from_slice(&ready.await?)?;
+    let ready = ready.await?;
     Ok((process, ready))
 }
 
 impl Cloud {
-    async fn put_credential(&self, control_plane: &ControlPlane) -> Result<()> {
-        control_plane.rest.put_data(&format!("infra/{}", self.name), self.credential.clone()).await
+    fn name(&self) -> &'static str {
+        match self.login {
+            Login::Aws { .. } => "aws",
+            Login::Azure { .. } => "azure",
+            Login::Gcp { .. } => "gcp",
+        }
     }
 
-    fn named(&self, name: String) -> Value {
-        let mut backend = self.backend.clone();
-        backend["name"] = name.into();
-        backend
+    /// What a direct read is.
+    fn direct(&self) -> &'static str {
+        match self.login {
+            Login::Aws { .. } => "GetSecretValue of the official SDK",
+            Login::Azure { .. } | Login::Gcp { .. } => "GET with reqwest and the bearer",
+        }
+    }
+
+    fn folder(&self) -> &'static str {
+        match self.login {
+            Login::Aws { .. } => FOLDER,
+            Login::Azure { .. } | Login::Gcp { .. } => "",
+        }
+    }
+
+    async fn put_credential(&self, control_plane: &ControlPlane) -> Result<()> {
+        control_plane.rest.put_data(&format!("infra/{}", self.name()), self.credential.clone()).await
+    }
+
+    /// A backend that reaches the store at `url`.
+    fn backend(&self, url: &str) -> Value {
+        let name = self.name();
+        let credentials = format!("infra/{name}");
+        let (kind, config) = match &self.login {
+            Login::Aws { role, .. } => (
+                "aws-secrets-manager",
+                json!({
+                    "region": moto::REGION,
+                    "endpoint": url,
+                    "sts_endpoint": url,
+                    "role_arn": role,
+                    "credentials_path": credentials,
+                }),
+            ),
+            Login::Azure { .. } => (
+                "azure-key-vault",
+                json!({
+                    "vault_url": url,
+                    "authority": url,
+                    "auth_method": "client_secret",
+                    "credentials_path": credentials,
+                }),
+            ),
+            Login::Gcp { .. } => (
+                "google-secret-manager",
+                json!({ "project_id": PROJECT, "endpoint": url, "credentials_path": credentials }),
+            ),
+        };
+        json!({
+            "name": name,
+            "type": kind,
+            "config": config,
+            "path_mapping": { format!("external/{name}/*"): format!("{}*", self.folder()) },
+            "mode": "proxy",
+        })
+    }
+
+    /// A direct caller of the store at `url`.
+    fn client(&self, url: &str) -> Result<Client> {
+        match &self.login {
+            Login::Aws { session, .. } => Client::aws(url, session),
+            Login::Azure { token } => Client::bearer(Api::Azure, url.to_owned(), token.clone()),
+            Login::Gcp { token } => {
+                Client::bearer(Api::Gcp, format!("{url}/v1/projects/{PROJECT}"), token.clone())
+            }
+        }
     }
 
     async fn reads(
@@ -281,13 +328,11 @@ impl Cloud {
         pinning: Pinning,
     ) -> Result<Reads> {
         let start = Instant::now();
-        let measured = format!("proxied_read_added_p50_ms_{}", self.name);
+        let measured = format!("proxied_read_added_p50_ms_{}", self.name());
         eprint!("{measured} …");
         self.put_credential(control_plane).await?;
-        let mut backend = self.named(format!("{}-proxied", self.name));
-        backend["mode"] = "proxy".into();
-        control_plane.rest.configure(backend).await?;
-        let path = format!("/v1/secrets/external/{}/{}", self.name, name(0));
+        control_plane.rest.configure(self.backend(&self.url)).await?;
+        let path = format!("/v1/secrets/external/{}/{}", self.name(), name(0));
         let rest = Rest::new(format!("http://{}", node.address), &control_plane.token)?;
         wait::until("the node serves it", async || {
             Ok((rest.get(&path).await?.json["source"] == "proxy").then_some(()))
@@ -295,9 +340,10 @@ impl Cloud {
         .await
         .with_context(|| path.clone())?;
 
-        let remote = format!("{}{}", self.folder, name(0));
+        let remote = format!("{}{}", self.folder(), name(0));
+        let client = self.client(&self.url)?;
         let mut arms = vec![
-            self.client.reader(&remote)?,
+            client.reader(&remote)?,
             Caller::Http(Http {
                 client: http::client(None)?,
                 url: format!("http://{}{path}", node.address),
@@ -305,11 +351,11 @@ impl Cloud {
             }),
         ];
         let mut passthrough = None;
-        if let Some((url, header)) = self.client.request(&remote) {
+        if let Some((url, header)) = client.request(&remote) {
             let address = loopback();
             let (origin, asked) = split(&url)?;
             let args = ["serve-passthrough", &address.to_string(), origin];
-            let log = folder.join(format!("{}-passthrough", self.name));
+            let log = folder.join(format!("{}-passthrough", self.name()));
             let server = Server::start(&env::current_exe()?, &args, address, pinning, &log).await?;
             let url = format!("http://{address}{asked}");
             arms.push(Caller::Http(Http { client: http::client(None)?, url, header }));
@@ -326,9 +372,9 @@ impl Cloud {
         let mut turns: Vec<Vec<Turn>> = arms.iter().map(|_| Vec::new()).collect();
         for round in 0..=extent.turns {
             for (arm, turns) in arms.iter_mut().zip(&mut turns) {
-                let before = cpu::used(self.process)?;
+                let before = cpu::used_by_all(self.process)?;
                 let mut took = read_spaced(arm, extent.turn).await?;
-                let cpu = Some(cpu::used(self.process)?.saturating_sub(before));
+                let cpu = Some(cpu::used_by_all(self.process)?.saturating_sub(before));
                 took.sort_unstable();
                 // The first round is for connections and caches.
                 if round > 0 {
@@ -350,7 +396,7 @@ impl Cloud {
         Reads {
             name,
             store: self.store,
-            direct: self.direct,
+            direct: self.direct(),
             ratio: beside_direct(ours, &|ours, floor| floor / ours),
             added_p50_ms: added(ours),
             passthrough_added_p50_ms: simplest.map(added),
@@ -358,30 +404,48 @@ impl Cloud {
             p99_ms: of(ours, 99),
             direct_p50_ms: of(direct, 50),
             direct_p99_ms: of(direct, 99),
-            store_cpu_ms: median(direct.iter().filter_map(Turn::cpu_us)) / 1e3,
+            store_cpu_ms: mean_cpu_ms(direct),
             reads: ours.iter().map(|turn| turn.took.len()).sum(),
         }
     }
 
-    async fn syncs(&self, extent: Extent, folder: &Path, pinning: Pinning) -> Result<CloudSync> {
-        let name = format!("{}_{}", self.name, extent.secrets);
+    async fn syncs(
+        &self,
+        extent: Extent,
+        folder: &Path,
+        pinning: Pinning,
+        distance: Distance,
+    ) -> Result<CloudSync> {
+        let name = format!("{}_{}{}", self.name(), extent.secrets, distance.suffix());
+        let (url, _network) = match distance {
+            Distance::Near => (self.url.clone(), None),
+            Distance::Far => {
+                let file = folder.join(format!("{}.far", self.name()));
+                let upstream = self.url.trim_start_matches("http://");
+                let args = ["serve-far", &file.display().to_string(), upstream];
+                let network = start_here(&args, folder, Pinning::Free)?;
+                let (network, url) = ready(network, &file).await?;
+                (String::from_utf8(url)?, Some(network))
+            }
+        };
+        let client = self.client(&url)?;
         let mut rounds = Vec::new();
         let (mut store_cpu, mut floor_store_cpu, mut quota) = (Vec::new(), Vec::new(), Vec::new());
         for index in 0..extent.rounds {
             let start = Instant::now();
             eprint!("sync_{name}, {} of {} …", index + 1, extent.rounds);
             let control_plane = ControlPlane::start(&folder.join(format!("{name}-{index}")), pinning).await?;
-            let at_first = cpu::used(self.process)?;
-            let (floor, floor_cpu) = self.looped(extent.secrets).await?;
-            let after_floor = cpu::used(self.process)?;
+            let at_first = cpu::used_by_all(self.process)?;
+            let (floor, floor_cpu) = looped(&client, self.folder(), extent.secrets).await?;
+            let after_floor = cpu::used_by_all(self.process)?;
             floor_store_cpu.push(after_floor.saturating_sub(at_first).as_secs_f64());
 
             self.put_credential(&control_plane).await?;
             let server = control_plane.server.process();
             let before = cpu::used(server)?;
-            let run = control_plane.sync_of(self.named(format!("{}-synced", self.name))).await?;
+            let run = control_plane.sync_of(self.backend(&url)).await?;
             let first = run.ended().await?;
-            store_cpu.push(cpu::used(self.process)?.saturating_sub(after_floor).as_secs_f64());
+            store_cpu.push(cpu::used_by_all(self.process)?.saturating_sub(after_floor).as_secs_f64());
             let cpu = cpu::used(server)?.saturating_sub(before);
             let peak_bytes = cpu::resident_peak(server)?;
             ensure!(first.created == extent.secrets, "{} of {} were copied", first.created, extent.secrets);
@@ -407,16 +471,46 @@ impl Cloud {
             sync: Sync::of(&name, extent.secrets, READS, &rounds, self.fill),
         })
     }
+}
 
-    /// What the loop takes, and what CPU time.
-    async fn looped(&self, secrets: usize) -> Result<(Duration, Duration)> {
-        let own = std::process::id();
-        let (start, before) = (Instant::now(), cpu::used(own)?);
-        let read = self.client.list_and_read(self.folder).await?;
-        let took = (start.elapsed(), cpu::used(own)?.saturating_sub(before));
-        ensure!(read == secrets, "the loop read {read} of {secrets}");
-        Ok(took)
+/// How far away a store is.
+#[derive(Clone, Copy, Debug)]
+enum Distance {
+    /// On this machine.
+    Near,
+    /// Every call takes [`AWAY`] longer, as one to a cloud does.
+    Far,
+}
+
+impl Distance {
+    fn suffix(self) -> &'static str {
+        match self {
+            Distance::Near => "",
+            Distance::Far => "_10ms",
+        }
     }
+}
+
+/// A network before the server at `upstream` that makes each call [`AWAY`] longer, until the process is ended; writes its
+/// URL into `file`.
+#[tokio::main]
+pub(crate) async fn far(file: &Path, upstream: &str) -> Result<()> {
+    let network = Proxy::start(upstream.parse()?).await?;
+    network.set(Fault::Delay(AWAY)).await?;
+    let unfinished = file.with_extension("unfinished");
+    fs::write(&unfinished, format!("http://{}", network.addr()))?;
+    fs::rename(unfinished, file)?;
+    pending().await
+}
+
+/// What the loop takes, and what CPU time.
+async fn looped(client: &Client, folder: &str, secrets: usize) -> Result<(Duration, Duration)> {
+    let own = std::process::id();
+    let (start, before) = (Instant::now(), cpu::used(own)?);
+    let read = client.list_and_read(folder).await?;
+    let took = (start.elapsed(), cpu::used(own)?.saturating_sub(before));
+    ensure!(read == secrets, "the loop read {read} of {secrets}");
+    Ok(took)
 }
 
 /// Reads again some time after each answer, and returns what each read took.

@@ -62,6 +62,7 @@ fn main() -> ExitCode {
         ["serve-passthrough", address, upstream] => floors::passthrough(address, upstream),
         ["serve-azure", file, secrets] => fakes::azure(Path::new(file), secrets),
         ["serve-gcp", file, secrets] => fakes::gcp(Path::new(file), secrets),
+        ["serve-far", file, upstream] => clouds::far(Path::new(file), upstream),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

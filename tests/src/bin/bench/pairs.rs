@@ -191,7 +191,7 @@ async fn take_turns<R: Reader, const N: usize>(
 }
 
 impl Turn {
-    pub(crate) fn cpu_us(&self) -> Option<f64> {
+    fn cpu_us(&self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "a count of requests is small")]
         self.cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / self.took.len() as f64)
     }

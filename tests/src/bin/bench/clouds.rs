@@ -533,7 +533,8 @@ fn quota_seconds(run: &Ended, quotas: &Value) -> f64 {
         let operations: &[&str] = match quota["quota"].as_str()? {
             "values" => &["read"],
             "metadata" => &["metadata"],
-            _ => &["list", "batch"],
+            "batches" => &["batch"],
+            _ => &["list"],
         };
         #[expect(clippy::cast_precision_loss, reason = "a count of calls is small")]
         let calls = operations.iter().filter_map(|name| run.calls.get(*name)).sum::<u64>() as f64;

@@ -3,6 +3,7 @@
 //! AWS is moto, Azure and GCP are our fakes, each a process that both cores may run, for every side, as OpenBao. drongo
 //! is not measured: it asks for no token and gives no checksum, so less would be done on either side than with Google.
 
+use std::any::Any;
 use std::future::pending;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -100,7 +101,8 @@ struct Cloud {
     /// What ScaiVault logs in with.
     credential: Value,
     fill: Duration,
-    _running: Running,
+    /// What ends the store when it is dropped.
+    _running: Box<dyn Any>,
 }
 
 /// What a direct caller shows.
@@ -108,12 +110,6 @@ enum Login {
     Aws { role: String, session: AccessKey },
     Azure { token: String },
     Gcp { token: String },
-}
-
-/// What is ended with it.
-enum Running {
-    Moto(#[expect(dead_code, reason = "held until it is to end")] Moto),
-    Fake(#[expect(dead_code, reason = "held until it is to end")] Process),
 }
 
 /// Every store.
@@ -192,7 +188,7 @@ async fn aws(secrets: usize) -> Result<Cloud> {
         url: moto.addr(),
         credential: json!({ "access_key_id": key.id, "secret_access_key": key.secret }),
         fill: start.elapsed(),
-        _running: Running::Moto(moto),
+        _running: Box::new(moto),
     })
 }
 
@@ -215,7 +211,7 @@ async fn faked(
         url,
         credential,
         fill: start.elapsed(),
-        _running: Running::Fake(process),
+        _running: Box::new(process),
     })
 }
 

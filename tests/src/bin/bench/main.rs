@@ -42,7 +42,7 @@ const WHOLE: Extent = Extent {
     rounds: 8,
     turn: Duration::from_millis(1500),
     bulks: &[Bulk { secrets: 10_000, rounds: 3 }, Bulk { secrets: 100_000, rounds: 1 }],
-    clouds: clouds::Extent { turns: 6, turn: Duration::from_millis(1200), secrets: 2000, rounds: 3 },
+    clouds: clouds::Extent { turns: 6, turn: Duration::from_millis(1000), secrets: 2000, rounds: 3 },
 };
 const QUICK: Extent = Extent {
     rounds: 3,

@@ -169,12 +169,12 @@ mod tests {
         let shared = budgets.of(&tenant(), &provider("https://a", "creds/x"));
         let share = || shared.slice().expect("it is limited").share;
         assert_eq!(share(), Share::among(2));
-        // Nodes read values only: metadata and listings stay whole.
-        assert_eq!(bursts(&shared), [500.0, 5.0, 10.0]);
+        // Nodes read values one by one: all the rest stays whole.
+        assert_eq!(bursts(&shared), [500.0, 5.0, 10.0, 10.0]);
         nodes.store(3, Ordering::Relaxed);
         assert!(budgets.divide());
         assert!(!budgets.divide(), "nothing to tell nodes");
-        assert_eq!((share(), bursts(&shared)), (Share::among(4), vec![250.0, 5.0, 10.0]));
+        assert_eq!((share(), bursts(&shared)), (Share::among(4), vec![250.0, 5.0, 10.0, 10.0]));
     }
 
     #[test]

@@ -29,7 +29,8 @@ use crate::model::{RuleState, SecretHead, SyncState};
 use crate::store::jobs::Claim;
 use crate::store::{Owner, Space, StoreError};
 
-/// Paths that are read and committed at the same time. The connection lets fewer of them read.
+/// Paths that are read and committed at the same time, or more where one call reads many. The connection lets fewer of
+/// them read.
 const AT_ONCE: usize = 64;
 /// So many failures in a row end a run: each of them was tried again and again.
 const GIVEN_UP: usize = 8;
@@ -256,9 +257,10 @@ impl Cycle<'_> {
         let mut left = steps.iter();
         let mut running = FuturesUnordered::new();
         let mut failures = 0;
+        let at_once = backend.most_reads_at_once().max(AT_ONCE);
         loop {
             // While the backend fails nothing more is begun: each call takes as long to give up as the first.
-            while (running.is_empty() || failures == 0 && running.len() < AT_ONCE)
+            while (running.is_empty() || failures == 0 && running.len() < at_once)
                 && let Some(step) = left.next()
             {
                 running.push(self.step(step, backend, deleting).boxed());

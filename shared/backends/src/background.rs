@@ -7,6 +7,8 @@ use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use scaivault_domain::Error;
 use scaivault_domain::mapping::RemoteName;
 use tokio::sync::oneshot;
@@ -16,7 +18,7 @@ use tracing::Instrument as _;
 
 use crate::budget::Quota;
 use crate::connection::{Connection, Effort, Leases};
-use crate::guard::Retry;
+use crate::guard::{Limits, Retry};
 use crate::survey::{Calls, Found, Step, SurveyPage};
 use crate::{BackendError, Class, Lease, Operation, RemoteSecret, RemoteVersion, SecretBackend as _};
 
@@ -26,7 +28,7 @@ const PAUSES: Duration = Duration::from_secs(60);
 const SHORTEST_SURVEY_CALL: Duration = Duration::from_secs(30);
 /// Steps of one survey at the same time.
 const STEPS_AT_ONCE: usize = 16;
-/// How long a read waits for others that are made with it.
+/// How long a read waits for others that are made with it, if none are under way.
 const GATHERING: Duration = Duration::from_millis(2);
 /// A listing may have empty pages, but not for ever.
 const MOST_EMPTY_PAGES: usize = 1000;
@@ -54,8 +56,43 @@ pub struct Background<L> {
     connection: Arc<Connection<L>>,
     timeout: Duration,
     calls: Arc<Calls>,
-    /// Reads that are made with one call, as soon as there are enough of them or a moment has passed.
-    gathered: Arc<Mutex<Vec<Gathered>>>,
+    /// Reads that are made with one call.
+    gathering: Arc<Mutex<Gathering>>,
+}
+
+/// Reads that wait until there are enough of them for a call. Fewer wait until no such call is under way, for its answers
+/// make room for further ones, and then for a moment.
+#[derive(Default)]
+struct Gathering {
+    waiting: Vec<Gathered>,
+    under_way: usize,
+    /// Whether somebody looks after the moment.
+    is_looked_after: bool,
+}
+
+impl Gathering {
+    /// Those that make a full call, if there are that many.
+    fn full(&mut self, most: usize) -> Option<Vec<Gathered>> {
+        (self.waiting.len() >= most).then(|| self.begin())
+    }
+
+    /// What waits after the moment, unless it is to wait for what is under way.
+    fn rest(&mut self) -> Option<Vec<Gathered>> {
+        self.is_looked_after = false;
+        (self.under_way == 0 && !self.waiting.is_empty()).then(|| self.begin())
+    }
+
+    fn begin(&mut self) -> Vec<Gathered> {
+        self.under_way += 1;
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// Whether somebody is to look after a moment, which is then counted on.
+    fn needs_a_look(&mut self) -> bool {
+        let needs = self.under_way == 0 && !self.waiting.is_empty() && !self.is_looked_after;
+        self.is_looked_after |= needs;
+        needs
+    }
 }
 
 /// A read that waits for others to be made with.
@@ -66,12 +103,12 @@ struct Gathered {
 
 impl<L> Clone for Background<L> {
     fn clone(&self) -> Self {
-        let Background { connection, timeout, calls, gathered } = self;
+        let Background { connection, timeout, calls, gathering } = self;
         Background {
             connection: connection.clone(),
             timeout: *timeout,
             calls: calls.clone(),
-            gathered: gathered.clone(),
+            gathering: gathering.clone(),
         }
     }
 }
@@ -87,7 +124,7 @@ impl<L> fmt::Debug for Background<L> {
 
 impl<L: Leases> Background<L> {
     pub(crate) fn new(connection: Arc<Connection<L>>, timeout: Duration) -> Self {
-        Background { connection, timeout, calls: Arc::default(), gathered: Arc::default() }
+        Background { connection, timeout, calls: Arc::default(), gathering: Arc::default() }
     }
 
     /// The calls made so far, by operation; its clones count with it. What an adapter asks about mounts and about its
@@ -106,32 +143,62 @@ impl<L: Leases> Background<L> {
             return self.read_alone(name).await;
         }
         let (answer, answered) = oneshot::channel();
-        let (first, full) = {
-            let mut gathered = self.gathered();
-            gathered.push(Gathered { name: name.clone(), answer });
-            let full = (gathered.len() >= most).then(|| std::mem::take(&mut *gathered));
-            (gathered.len() == 1, full)
+        let full = {
+            let mut gathering = self.gathering();
+            gathering.waiting.push(Gathered { name: name.clone(), answer });
+            gathering.full(most)
         };
-        if let Some(full) = full {
-            tokio::spawn(self.clone().read_together(full).in_current_span());
-        } else if first {
-            let run = self.clone();
-            let rest = async move {
-                sleep(GATHERING).await;
-                let rest = std::mem::take(&mut *run.gathered());
-                run.read_together(rest).await;
-            };
-            tokio::spawn(rest.in_current_span());
+        match full {
+            Some(full) => drop(tokio::spawn(self.clone().read_together(full).in_current_span())),
+            None => self.look_after_a_moment(),
         }
         answered.await.unwrap_or_else(|_| Err(self.connection.failed(ENDED, None)))
     }
 
-    fn gathered(&self) -> MutexGuard<'_, Vec<Gathered>> {
-        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How many reads at the same time keep as many calls under way as the store gets at most.
+    pub fn most_reads_at_once(&self) -> usize {
+        Limits::default().background * self.connection.backend().most_at_once()
     }
 
-    async fn read_together(self, gathered: Vec<Gathered>) {
-        let secrets = if gathered.len() > 1 { self.read_many(&gathered).await } else { Vec::new() };
+    fn gathering(&self) -> MutexGuard<'_, Gathering> {
+        self.gathering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look_after_a_moment(&self) {
+        if self.gathering().needs_a_look() {
+            let run = self.clone();
+            let rest = async move {
+                sleep(GATHERING).await;
+                let rest = run.gathering().rest();
+                if let Some(rest) = rest {
+                    run.read_together(rest).await;
+                }
+            };
+            tokio::spawn(rest.in_current_span());
+        }
+    }
+
+    /// Boxed, for it may lead to itself.
+    fn read_together(self, gathered: Vec<Gathered>) -> BoxFuture<'static, ()> {
+        async move {
+            let names: Arc<[RemoteName]> = gathered.iter().map(|one| one.name.clone()).collect();
+            let secrets = if names.len() > 1 {
+                // In a task of its own: whatever becomes of it, others must not wait for it for ever.
+                let run = self.clone();
+                let reading = async move { run.read_many(names).await };
+                tokio::spawn(reading.in_current_span()).await.unwrap_or_default()
+            } else {
+                Vec::new()
+            };
+            self.gathering().under_way -= 1;
+            self.tell(gathered, secrets);
+            self.look_after_a_moment();
+        }
+        .boxed()
+    }
+
+    /// Gives everybody their answer; who has none is read alone.
+    fn tell(&self, gathered: Vec<Gathered>, secrets: Vec<Result<RemoteSecret, BackendError>>) {
         let mut secrets = secrets.into_iter();
         for Gathered { name, answer } in gathered {
             let told = match secrets.next() {
@@ -155,8 +222,7 @@ impl<L: Leases> Background<L> {
     }
 
     /// What came of each, or nothing, if they cannot be read together.
-    async fn read_many(&self, gathered: &[Gathered]) -> Vec<Result<RemoteSecret, BackendError>> {
-        let names: Arc<[RemoteName]> = gathered.iter().map(|one| one.name.clone()).collect();
+    async fn read_many(&self, names: Arc<[RemoteName]>) -> Vec<Result<RemoteSecret, BackendError>> {
         let call = |lease: Arc<Lease>| {
             let (run, names) = (self.clone(), names.clone());
             async move {
@@ -164,7 +230,7 @@ impl<L: Leases> Background<L> {
                 run.connection.backend().read_many(&lease, &names).await
             }
         };
-        let effort = self.effort("read", Operation::ReadMany, Quota::Lists, self.timeout);
+        let effort = self.effort("read", Operation::ReadMany, Quota::Batches, self.timeout);
         self.connection.guarded(effort, call).await.unwrap_or_default()
     }
 

@@ -35,11 +35,13 @@ pub enum Quota {
     Metadata,
     /// Listings, and probes, which are the shortest of them.
     Lists,
+    /// Reads of many values with one call.
+    Batches,
 }
 
 impl Quota {
     /// Every quota.
-    pub const ALL: [Quota; 3] = [Quota::Values, Quota::Metadata, Quota::Lists];
+    pub const ALL: [Quota; 4] = [Quota::Values, Quota::Metadata, Quota::Lists, Quota::Batches];
 
     /// The name in status.
     pub fn as_str(self) -> &'static str {
@@ -47,6 +49,7 @@ impl Quota {
             Quota::Values => "values",
             Quota::Metadata => "metadata",
             Quota::Lists => "lists",
+            Quota::Batches => "batches",
         }
     }
 }
@@ -99,6 +102,8 @@ pub struct Quotas {
     pub metadata: Limit,
     /// Of [`Quota::Lists`].
     pub lists: Limit,
+    /// Of [`Quota::Batches`]; unlimited where there are none.
+    pub batches: Limit,
 }
 
 impl Quotas {
@@ -111,6 +116,7 @@ impl Quotas {
             values: Limit::Rate(Rate::per(10_000, SECOND)),
             metadata: Limit::Rate(Rate::per(50, SECOND)),
             lists: Limit::Rate(Rate::per(100, SECOND)),
+            batches: Limit::Rate(Rate::per(100, SECOND)),
         }
     }
 
@@ -121,6 +127,7 @@ impl Quotas {
             values: Limit::Rate(Rate::per(4000, Duration::from_secs(10))),
             metadata: Limit::With(Quota::Values),
             lists: Limit::With(Quota::Values),
+            batches: Limit::Unlimited,
         }
     }
 
@@ -132,12 +139,18 @@ impl Quotas {
             values: Limit::Rate(Rate::per(90_000, MINUTE)),
             metadata: Limit::Rate(Rate::per(600, MINUTE)),
             lists: Limit::With(Quota::Metadata),
+            batches: Limit::Unlimited,
         }
     }
 
     /// A store without quotas of its own, such as Vault: what it can take is learnt from its answers.
     pub const fn unlimited() -> Quotas {
-        Quotas { values: Limit::Unlimited, metadata: Limit::Unlimited, lists: Limit::Unlimited }
+        Quotas {
+            values: Limit::Unlimited,
+            metadata: Limit::Unlimited,
+            lists: Limit::Unlimited,
+            batches: Limit::Unlimited,
+        }
     }
 
     /// The quotas of a store.
@@ -155,6 +168,7 @@ impl Quotas {
             Quota::Values => self.values,
             Quota::Metadata => self.metadata,
             Quota::Lists => self.lists,
+            Quota::Batches => self.batches,
         }
     }
 }
@@ -594,7 +608,7 @@ mod tests {
         let aws = Budget::new(Quotas::aws());
         aws.scale_values(Share::among(2));
         let bursts: Vec<_> = aws.remaining().iter().map(|remaining| remaining.burst).collect();
-        assert_eq!(bursts, [500.0, 5.0, 10.0]);
+        assert_eq!(bursts, [500.0, 5.0, 10.0, 10.0]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use scaivault_domain::backend::{Endpoint, VaultTarget};
 use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Barrier;
 use tokio_rustls::TlsAcceptor;
 
 use crate::egress::{Egress, Policy};
@@ -14,6 +15,8 @@ use crate::{Lease, Material};
 /// What the server does after the head of a request.
 pub(crate) enum Reply {
     Bytes(Vec<u8>),
+    /// Bytes, as soon as as many requests wait for theirs as the barrier is for.
+    Together(Arc<Barrier>, Vec<u8>),
     Silence,
 }
 
@@ -128,6 +131,11 @@ async fn converse(
     match reply {
         Reply::Bytes(bytes) => {
             // The client may have hung up already.
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+        }
+        Reply::Together(others, bytes) => {
+            others.wait().await;
             let _ = stream.write_all(&bytes).await;
             let _ = stream.shutdown().await;
         }

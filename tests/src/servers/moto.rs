@@ -96,6 +96,14 @@ impl Moto {
         self.server.socket()
     }
 
+    /// The id of its process, to see what it uses.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn process(&self) -> Result<u32> {
+        self.server.process()
+    }
+
     /// The key of [`Moto::client`].
     pub fn administrator(&self) -> &AccessKey {
         &self.administrator

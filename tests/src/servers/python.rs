@@ -78,6 +78,11 @@ impl Server {
         self.running()?.resume()
     }
 
+    /// The id of its process.
+    pub(super) fn process(&self) -> Result<u32> {
+        Ok(self.running()?.id())
+    }
+
     /// What it has printed since the first start.
     pub(super) fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(self.folder.path().join("log"))?)

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures::StreamExt as _;
 use scaivault_domain::Reason;
 use scaivault_domain::backend::{
     AwsRegion, AwsTarget, BackendId, KvMount, KvVersion, Target, Tls, VaultTarget,
@@ -12,6 +13,7 @@ use scaivault_domain::secret::State;
 use scaivault_domain::sync::{Mode, SyncSettings};
 use scaivault_domain::tenant::{BackendName, TenantId};
 use scaivault_domain::view::{BackendView, Generation};
+use tokio::sync::Barrier;
 
 use super::*;
 use crate::Material;
@@ -52,7 +54,7 @@ struct Rationed(Arc<Budget>);
 impl Rationed {
     fn to(calls: u32) -> Self {
         let rate = Limit::Rate(Rate::per(calls, Duration::from_secs(24 * 3600)));
-        Rationed(Arc::new(Budget::new(Quotas { values: rate, metadata: rate, lists: rate })))
+        Rationed(Arc::new(Budget::new(Quotas { values: rate, metadata: rate, lists: rate, batches: rate })))
     }
 
     fn left(&self) -> Vec<f64> {
@@ -220,6 +222,44 @@ async fn reads_at_the_same_time_are_one_call_and_each_gets_its_own_answer() {
 }
 
 #[tokio::test]
+async fn as_many_calls_are_under_way_as_the_store_gets_and_all_of_them_are_full() {
+    let at_once = Limits::default().background;
+    let together = Arc::new(Barrier::new(at_once));
+    // Answers come only to so many calls at the same time.
+    let server = Server::start_with_heads(move |_, head| match batch(head) {
+        Reply::Bytes(answer) => Reply::Together(together.clone(), answer),
+        other => other,
+    })
+    .await;
+    let run = aws(&server);
+    let names: Vec<_> = (0..40 * at_once).map(|number| RemoteName::new(format!("s{number}"))).collect();
+    let reads = futures::stream::iter(names.iter().map(|name| run.read(name)));
+    let reads = reads.buffer_unordered(run.most_reads_at_once()).collect::<Vec<_>>();
+    let reads = tokio::time::timeout(TIMEOUT, reads).await.expect("nobody waits for a call too few");
+    assert!(reads.iter().all(Result::is_ok), "{reads:?}");
+    assert_eq!(run.calls(), BTreeMap::from([("batch", 2 * at_once as u64)]));
+}
+
+#[test]
+fn a_few_reads_wait_for_the_call_that_is_under_way() {
+    let mut gathering = Gathering::default();
+    let ask = |gathering: &mut Gathering| {
+        let answer = oneshot::channel().0;
+        gathering.waiting.push(Gathered { name: RemoteName::new("s"), answer });
+    };
+    ask(&mut gathering);
+    assert!(gathering.needs_a_look() && !gathering.needs_a_look(), "one look is enough");
+    assert_eq!(gathering.rest().map(|rest| rest.len()), Some(1));
+    ask(&mut gathering);
+    assert!(!gathering.needs_a_look() && gathering.rest().is_none());
+    gathering.under_way -= 1;
+    assert!(gathering.needs_a_look());
+    ask(&mut gathering);
+    assert_eq!(gathering.full(2).map(|full| full.len()), Some(2));
+    assert!(gathering.rest().is_none(), "nothing is left to be looked after");
+}
+
+#[tokio::test]
 async fn where_reading_together_is_forbidden_each_is_read_alone() {
     let server = Server::start_with_heads(|_, head| {
         if head.to_ascii_lowercase().contains("batchgetsecretvalue") {
@@ -284,8 +324,7 @@ async fn each_operation_uses_up_its_own_quota() {
     let budget = Arc::new(Rationed::to(10_000));
     let run = run(&server, budget.clone());
     assert_eq!(surveyed(&run).await.expect("a survey").len(), 100);
-    let [values, metadata, lists] = budget.left()[..] else { panic!("three quotas") };
-    assert_eq!((values, metadata, lists), (1000.0, 900.0, 1000.0 - 11.0));
+    assert_eq!(budget.left(), [1000.0, 900.0, 1000.0 - 11.0, 1000.0]);
     run.calls.beyond(Quota::Values);
     run.calls.debit(&budget.0);
     assert_eq!(budget.left()[0], 999.0);

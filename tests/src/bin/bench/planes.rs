@@ -131,7 +131,11 @@ impl ControlPlane {
 
     /// Configures a backend that is synced, which starts its first run.
     pub(crate) async fn sync(&self, endpoint: &str, mapping: Value) -> Result<Run<'_>> {
-        let mut backend = planes::backend("synced", endpoint, CREDENTIAL, mapping);
+        self.sync_of(planes::backend("synced", endpoint, CREDENTIAL, mapping)).await
+    }
+
+    /// As [`ControlPlane::sync`], of any kind of backend.
+    pub(crate) async fn sync_of(&self, mut backend: Value) -> Result<Run<'_>> {
         backend["mode"] = "sync".into();
         backend["sync_interval"] = "12h".into();
         let asked = SystemClock.now();

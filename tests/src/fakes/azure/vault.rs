@@ -192,8 +192,8 @@ impl Vault {
     /// A page of secrets, without versions and values.
     pub(super) fn list(&self, asked: &Asked, fault: &Fault) -> Result<Reply, Reply> {
         let items = self.live.iter().map(|(key, secret)| {
-            let id = format!("{}/secrets/{}", asked.base, secret.name);
-            (key.clone(), secret.current().describe(id))
+            let describe = || secret.current().describe(format!("{}/secrets/{}", asked.base, secret.name));
+            (key.clone(), describe)
         });
         page(asked, "secrets", items.collect(), fault)
     }
@@ -205,8 +205,9 @@ impl Vault {
         let name = secret.map_or(name, |secret| &secret.name);
         let mut items: Vec<_> = versions
             .map(|version| {
-                let id = format!("{}/secrets/{name}/{}", asked.base, version.id);
-                (version.id.clone(), version.describe(id))
+                let describe =
+                    move || version.describe(format!("{}/secrets/{name}/{}", asked.base, version.id));
+                (version.id.clone(), describe)
             })
             .collect();
         items.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -272,10 +273,9 @@ impl Vault {
 
     /// A page of deleted secrets.
     pub(super) fn list_deleted(&self, asked: &Asked, fault: &Fault) -> Result<Reply, Reply> {
-        let items = self
-            .deleted
-            .iter()
-            .map(|(key, (secret, at))| (key.clone(), deleted_bundle(asked, secret, *at, VersionInId::Left)));
+        let items = self.deleted.iter().map(|(key, (secret, at))| {
+            (key.clone(), || deleted_bundle(asked, secret, *at, VersionInId::Left))
+        });
         page(asked, "deletedsecrets", items.collect(), fault)
     }
 
@@ -381,7 +381,13 @@ struct Marker {
     emptied: bool,
 }
 
-fn page(asked: &Asked, collection: &str, items: Vec<(String, Value)>, fault: &Fault) -> Result<Reply, Reply> {
+/// A page of `items`, of which only those on it are described: a vault of thousands has many pages.
+fn page(
+    asked: &Asked,
+    collection: &str,
+    items: Vec<(String, impl FnOnce() -> Value)>,
+    fault: &Fault,
+) -> Result<Reply, Reply> {
     let size = match asked.query("maxresults").map(str::parse::<usize>) {
         None => PAGE,
         Some(Ok(size @ 1..=PAGE)) => size,
@@ -411,7 +417,7 @@ fn page(asked: &Asked, collection: &str, items: Vec<(String, Value)>, fault: &Fa
         Fault::NextLinkTo(_) => Some(Marker { after: last, ..next }),
         _ => rest.next().map(|_| Marker { after: last, ..next }),
     };
-    Ok(answer(asked, shown.into_iter().map(|(_, item)| item).collect(), next.as_ref(), fault))
+    Ok(answer(asked, shown.into_iter().map(|(_, describe)| describe()).collect(), next.as_ref(), fault))
 }
 
 fn marker(token: &str) -> Option<Marker> {

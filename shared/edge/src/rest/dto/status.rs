@@ -58,7 +58,7 @@ struct CallBudget {
 /// What is left of one quota of a store.
 #[derive(Serialize, ToSchema)]
 struct QuotaBudget {
-    /// `values`, `metadata` or `lists`.
+    /// `values`, `metadata`, `lists` or `batches`.
     quota: String,
     /// Calls a second that can be kept up.
     per_second: f64,

@@ -23,6 +23,7 @@ mod reading;
 mod refusing;
 mod resuming;
 mod servers;
+mod stores;
 mod syncing;
 mod tenants;
 mod tracing;

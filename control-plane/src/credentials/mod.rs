@@ -125,6 +125,45 @@ struct Login {
     turn: tokio::sync::Mutex<()>,
 }
 
+impl Login {
+    fn new(key: &LeaseKey, provider: &Provider, holder: Holder, budgets: &Budgets) -> Self {
+        Login {
+            key: key.clone(),
+            provider: provider.clone(),
+            holder,
+            budget: budgets.of(&key.tenant, provider),
+            state: watch::Sender::new(State::Empty),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+/// A lease that nobody else has. It is revoked when it is dropped, if it was made for us.
+pub struct TemporaryLease {
+    login: Arc<Login>,
+    held: Arc<Held>,
+    egress: Egress,
+}
+
+impl fmt::Debug for TemporaryLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TemporaryLease").field("lease", &self.held.lease.id).finish_non_exhaustive()
+    }
+}
+
+impl TemporaryLease {
+    /// The lease.
+    pub fn lease(&self) -> &Lease {
+        &self.held.lease
+    }
+}
+
+impl Drop for TemporaryLease {
+    fn drop(&mut self) {
+        revoke_later(self.login.clone(), self.held.clone(), Duration::ZERO, &self.egress);
+    }
+}
+
 /// What a node can be told of a lease.
 #[derive(Clone, Debug)]
 pub enum NodeLease {
@@ -300,14 +339,7 @@ impl Credentials {
         {
             return login.clone();
         }
-        let login = Arc::new(Login {
-            key: key.clone(),
-            provider: provider.clone(),
-            holder,
-            budget: self.budgets.of(&key.tenant, provider),
-            state: watch::Sender::new(State::Empty),
-            turn: tokio::sync::Mutex::default(),
-        });
+        let login = Arc::new(Login::new(key, provider, holder, &self.budgets));
         if let Some(before) = logins.insert((key.clone(), holder), login.clone())
             && let State::Held(held) = before.state.send_replace(State::Empty)
         {
@@ -372,6 +404,16 @@ impl Credentials {
         };
         self.nudge.send_modify(|count| *count += 1);
         result
+    }
+
+    /// Logs in anew, with the credential as it is stored now, beside every login that is held.
+    ///
+    /// # Errors
+    /// Why there is no login.
+    pub async fn try_login(&self, key: &LeaseKey, provider: &Provider) -> Result<TemporaryLease, Error> {
+        let login = Arc::new(Login::new(key, provider, Holder::ControlPlane, &self.budgets));
+        let held = Arc::new(hold(self.log_in(&login).await?));
+        Ok(TemporaryLease { login, held, egress: self.egress.clone() })
     }
 
     async fn log_in(&self, login: &Arc<Login>) -> Result<Issued, Error> {

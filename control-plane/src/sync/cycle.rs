@@ -516,6 +516,14 @@ fn line(step: &Step, reason: SkipReason, detail: String) -> Skipped {
     Skipped { path: step.path.to_string(), remote_name: step.name.as_str().into(), reason, detail }
 }
 
+/// What happened and what somebody can do about it: a report has one place for both.
+fn told(error: &Error) -> String {
+    match &error.next_step {
+        Some(next) => format!("{}; {next}", error.message),
+        None => error.message.to_string(),
+    }
+}
+
 impl Done {
     pub(super) fn failed(class: &'static str, error: &Error, calls: BTreeMap<&'static str, u64>) -> Done {
         Done {
@@ -526,7 +534,7 @@ impl Done {
             calls,
             held_back: None,
             class: Some(class),
-            message: error.message.to_string(),
+            message: told(error),
             state: None,
         }
     }
@@ -546,5 +554,20 @@ impl Done {
             message: "somebody ended the run".into(),
             state: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scaivault_domain::Reason;
+
+    use super::*;
+
+    #[test]
+    fn a_run_that_failed_tells_what_to_do_where_that_is_known() {
+        let error = Error::new(Reason::BackendForbidden, "the backend forbids it");
+        let message = |error: &Error| Done::failed("forbidden", error, BTreeMap::new()).message;
+        assert_eq!(message(&error), "the backend forbids it");
+        assert_eq!(message(&error.next("allow `list`")), "the backend forbids it; allow `list`");
     }
 }

@@ -1,6 +1,11 @@
 //! AWS, Azure and GCP behind the planes: what is promised of every store is tried with each of them.
 
+mod isolated;
+mod naming;
+mod permitted;
 mod proxied;
+mod refused;
+mod secured;
 mod synced;
 
 use anyhow::Result;

@@ -130,9 +130,11 @@ impl Cycle<'_> {
 
     async fn list(&self, backend: &Background<OwnLeases>) -> Result<Listing, Failed> {
         let mut listing = Listing::default();
+        listing.named.extend(self.backend.literal_names(self.rules).map(|(_, name)| name));
         let mut refused = None;
         let mut answered = false;
-        for root in self.backend.roots(self.rules) {
+        let alone = self.backend.names_told_alone(self.rules).map(Some);
+        for root in self.backend.roots(self.rules).into_iter().chain(alone) {
             let mut survey = backend.survey(root.as_ref());
             loop {
                 match survey.next().await {
@@ -162,12 +164,7 @@ impl Cycle<'_> {
         }
         match refused {
             Some(failed) if !answered => Err(failed),
-            _ => {
-                let literals = self.backend.literal_names(self.rules);
-                let unseen = |(_, name)| Listed { name, token: None, state: None, metadata: None };
-                listing.names.extend(literals.map(unseen));
-                Ok(listing)
-            }
+            _ => Ok(listing),
         }
     }
 

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use scaivault_tests::fakes::azure::{Fault, Right, Side};
 use scaivault_tests::fakes::gcp::Permission;
 use scaivault_tests::planes::{Planes, Rest};
+use scaivault_tests::servers::microburst::Microburst;
 use scaivault_tests::stores::{Store, aws_credential, aws_policy, copied};
 use scaivault_tests::wait;
 use serde_json::{Value, json};
@@ -13,6 +14,7 @@ use super::{planes, readable, secret, with_stores};
 const GET: &str = "secretsmanager:GetSecretValue";
 const LIST: &str = "secretsmanager:ListSecrets";
 const BATCH: &str = "secretsmanager:BatchGetSecretValue";
+const DESCRIBE: &str = "secretsmanager:DescribeSecret";
 
 /// A backend whose login is that of an IAM user with these rights and no others, so that nodes cannot have sessions.
 async fn of_user(
@@ -66,18 +68,26 @@ async fn get_and_list_are_enough_in_aws_and_batches_are_used_where_they_are_allo
 }
 
 #[tokio::test]
-async fn what_an_arn_names_can_be_read_without_being_described() -> Result<()> {
+async fn what_an_arn_names_is_described_where_that_is_allowed_and_read_where_it_is_not() -> Result<()> {
     let (_planes, rest) = planes().await?;
     let store = Store::aws().await?;
     store.put("elsewhere/db", "value").await?;
+    store.set_metadata("elsewhere/db", &[("team", "core")]).await?;
     let described = store.moto()?.client()?.describe_secret("elsewhere/db").await?;
     let arn = described["ARN"].as_str().context("an ARN")?;
-    let rules = json!({ "path_mapping": [{ "pattern": "named", "template": arn }] });
-    let (id, report) = of_user(&rest, &store, "named", &[GET, LIST], rules).await?;
-    assert_eq!((&report["outcome"], &report["created"]), (&json!("complete"), &json!(1)), "{report}");
-    assert_eq!(copied(&rest, &secret("named")).await?["data"], json!({ "value": "value" }));
-    let report = rest.sync(&id).await?;
-    assert_eq!((&report["outcome"], &report["unchanged"]), (&json!("complete"), &json!(1)), "{report}");
+    for (name, actions, metadata, calls) in [
+        ("least", &[GET, LIST][..], json!({}), json!({ "metadata": 1, "read": 1 })),
+        ("most", &[GET, LIST, DESCRIBE][..], json!({ "team": "core" }), json!({ "metadata": 1 })),
+    ] {
+        let rules = json!({ "path_mapping": [{ "pattern": name, "template": arn }] });
+        let (id, report) = of_user(&rest, &store, name, actions, rules).await?;
+        assert_eq!((&report["outcome"], &report["created"]), (&json!("complete"), &json!(1)), "{report}");
+        let copy = copied(&rest, &secret(name)).await?;
+        assert_eq!((&copy["data"], &copy["metadata"]), (&json!({ "value": "value" }), &metadata));
+        let report = rest.sync(&id).await?;
+        assert_eq!((&report["outcome"], &report["unchanged"]), (&json!("complete"), &json!(1)), "{report}");
+        assert_eq!(report["calls"], calls, "{name}");
+    }
     Ok(())
 }
 
@@ -150,12 +160,26 @@ async fn a_secret_that_is_closed_is_skipped_and_the_others_are_not(store: Store)
         store.put(&store.name(path), "value").await?;
     }
     let name = store.name("top");
+    let (mut settings, mut in_front) = (json!({}), None);
     match &store {
         Store::Azure(azure) => azure.fake.set_fault(Side::Vault, Fault::ForbidName(name.clone())),
         Store::Gcp(gcp) => gcp.fake.secrets().forbid(&name),
-        Store::Aws(_) | Store::Drongo(_) => bail!("nothing there closes a single secret"),
+        Store::Aws(aws) => {
+            // moto knows no policies about single secrets, so a proxy in front of it says what AWS would.
+            let proxy = Microburst::start(aws.moto.socket(), aws.moto.administrator()).await?;
+            for (operation, body) in
+                [("GetSecretValue", format!("SecretId == '{name}'")), ("BatchGetSecretValue", "@".into())]
+            {
+                let error = json!({ "code": "AccessDeniedException", "message": "not authorized" });
+                let rule = json!({ "service": "secretsmanager", "operation": operation, "body": body, "error": error });
+                proxy.add_rule(rule).await?;
+            }
+            settings = json!({ "config": { "endpoint": proxy.addr() } });
+            in_front = Some(proxy);
+        }
+        Store::Drongo(_) => bail!("drongo has no permissions"),
     }
-    let (_, report) = store.sync(&rest, "there", json!({})).await?;
+    let (_, report) = store.sync(&rest, "there", settings.clone()).await?;
     assert_eq!((&report["outcome"], &report["created"]), (&json!("partial"), &json!(2)), "{report}");
     let skipped = &report["skipped"][0];
     assert_eq!(
@@ -168,9 +192,10 @@ async fn a_secret_that_is_closed_is_skipped_and_the_others_are_not(store: Store)
     assert_eq!(closed.refusal(), (404, "not_synced"), "{}", closed.text);
     assert!(closed.text.contains("forbidden"), "{}", closed.text);
 
-    store.federate(&rest, "proxied", json!({})).await?;
+    store.federate(&rest, "proxied", settings).await?;
     readable(&rest, "proxied/app/db").await?;
     assert_eq!(rest.get(&secret("proxied/top")).await?.refusal(), (502, "backend_forbidden"));
+    drop(in_front);
     Ok(())
 }
-with_stores!(azure, gcp: a_secret_that_is_closed_is_skipped_and_the_others_are_not);
+with_stores!(aws, azure, gcp: a_secret_that_is_closed_is_skipped_and_the_others_are_not);

@@ -146,3 +146,31 @@ async fn a_rule_is_moved_to_sync_and_back(store: Store) -> Result<()> {
     Ok(())
 }
 with_stores!(aws, azure, gcp: a_rule_is_moved_to_sync_and_back);
+
+async fn a_name_that_a_rule_has_for_itself_is_seen_in_the_listing_like_others(store: Store) -> Result<()> {
+    let (_planes, rest) = planes().await?;
+    // Azure spells it as it was written first, and means the same.
+    let special = if matches!(store, Store::Azure(_)) { "Prod--Special" } else { &store.name("special") };
+    for name in [special, &store.name("app/db")] {
+        store.put(name, "value").await?;
+    }
+    store.set_metadata(special, &[("team", "core")]).await?;
+    store.settle();
+    let mut own = store.rule("own");
+    own["pattern"] = json!("own");
+    own["template"] = json!("prod/special");
+    let rules = json!({ "path_mapping": [own, store.rule("there")] });
+    let (id, report) = store.sync(&rest, "there", rules).await?;
+    assert_eq!((&report["outcome"], &report["created"]), (&json!("complete"), &json!(3)), "{report}");
+    let copy = copied(&rest, &secret("own")).await?;
+    assert_eq!(
+        (&copy["data"], &copy["metadata"]),
+        (&json!({ "value": "value" }), &json!({ "team": "core" }))
+    );
+    let report = complete(&rest, &id).await?;
+    assert_eq!(report["unchanged"], 3, "{report}");
+    let reads = if matches!(store, Store::Gcp(_)) { json!(3) } else { Value::Null };
+    assert_eq!(report["calls"]["read"], reads, "{report}");
+    Ok(())
+}
+with_stores!(aws, azure, gcp: a_name_that_a_rule_has_for_itself_is_seen_in_the_listing_like_others);

@@ -24,6 +24,7 @@ mod reading;
 mod refusing;
 mod resuming;
 mod servers;
+mod stores;
 mod syncing;
 mod tenants;
 mod testing_backends;

@@ -13,4 +13,5 @@ pub mod planes;
 pub mod ports;
 pub mod process;
 pub mod servers;
+pub mod stores;
 pub mod wait;

@@ -131,9 +131,11 @@ impl Cycle<'_> {
 
     async fn list(&self, backend: &Background<OwnLeases>) -> Result<Listing, Failed> {
         let mut listing = Listing::default();
+        listing.named.extend(self.backend.literal_names(self.rules).map(|(_, name)| name));
         let mut refused = None;
         let mut answered = false;
-        for root in self.backend.roots(self.rules) {
+        let alone = self.backend.names_told_alone(self.rules).map(Some);
+        for root in self.backend.roots(self.rules).into_iter().chain(alone) {
             let mut survey = backend.survey(root.as_ref());
             loop {
                 match survey.next().await {
@@ -163,12 +165,7 @@ impl Cycle<'_> {
         }
         match refused {
             Some(failed) if !answered => Err(failed),
-            _ => {
-                let literals = self.backend.literal_names(self.rules);
-                let unseen = |(_, name)| Listed { name, token: None, state: None, metadata: None };
-                listing.names.extend(literals.map(unseen));
-                Ok(listing)
-            }
+            _ => Ok(listing),
         }
     }
 
@@ -518,6 +515,14 @@ fn line(step: &Step, reason: SkipReason, detail: String) -> Skipped {
     Skipped { path: step.path.to_string(), remote_name: step.name.as_str().into(), reason, detail }
 }
 
+/// What happened and what somebody can do about it: a report has one place for both.
+fn told(error: &Error) -> String {
+    match &error.next_step {
+        Some(next) => format!("{}; {next}", error.message),
+        None => error.message.to_string(),
+    }
+}
+
 impl Done {
     pub(super) fn failed(class: &'static str, error: &Error, calls: BTreeMap<&'static str, u64>) -> Done {
         Done {
@@ -528,7 +533,7 @@ impl Done {
             calls,
             held_back: None,
             class: Some(class),
-            message: error.message.to_string(),
+            message: told(error),
             state: None,
         }
     }
@@ -548,5 +553,20 @@ impl Done {
             message: "somebody ended the run".into(),
             state: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scaivault_domain::Reason;
+
+    use super::*;
+
+    #[test]
+    fn a_run_that_failed_tells_what_to_do_where_that_is_known() {
+        let error = Error::new(Reason::BackendForbidden, "the backend forbids it");
+        let message = |error: &Error| Done::failed("forbidden", error, BTreeMap::new()).message;
+        assert_eq!(message(&error), "the backend forbids it");
+        assert_eq!(message(&error.next("allow `list`")), "the backend forbids it; allow `list`");
     }
 }

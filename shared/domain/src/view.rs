@@ -87,6 +87,12 @@ impl BackendView {
         })
     }
 
+    /// Those of [`Self::literal_names`] that no listing shows, but that the store describes if it is asked for each.
+    pub fn names_told_alone(&self, rules: &[usize]) -> impl Iterator<Item = RemoteName> {
+        let naming = self.target.kind().naming();
+        self.literal_names(rules).map(|(_, name)| name).filter(move |name| naming.is_told_alone(name))
+    }
+
     /// The rules that are served in `mode`, by index.
     pub fn rules_in(&self, mode: Mode) -> Vec<usize> {
         (0..self.mapping.rules().len()).filter(|index| self.rule(*index).mode == mode).collect()

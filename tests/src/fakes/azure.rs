@@ -589,8 +589,16 @@ async fn respond(
     let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let asked = Asked { base, query: query.into_owned().collect(), headers, body, now };
     let reply = azure.reply(&call, &asked, &fault);
-    match fault {
+    let mut response = match fault {
         Fault::Truncated => faults::truncated(reply),
         _ => reply.into(),
-    }
+    };
+    response.headers_mut().insert(DATE, date(now));
+    response
+}
+
+/// What the fake's clock shows, which `updated` and the like are dated by: clients compare the two.
+fn date(now: i64) -> HeaderValue {
+    let now = jiff::Timestamp::from_second(now).expect("nobody moves the clock out of its range");
+    HeaderValue::from_str(&now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()).expect("a date is ASCII")
 }

@@ -49,6 +49,11 @@ impl Naming {
         }
     }
 
+    /// Whether listings never show a secret by this name, which the store describes to whoever asks for it.
+    pub fn is_told_alone(self, name: &RemoteName) -> bool {
+        self == Naming::Aws && is_secret_arn(name.as_str())
+    }
+
     /// The form of `name` that stands for every spelling of it.
     pub fn fold(self, name: &RemoteName) -> Cow<'_, RemoteName> {
         match self {
@@ -154,6 +159,14 @@ mod tests {
         edge(Naming::Aws, 512);
         edge(Naming::Azure, 127);
         edge(Naming::Gcp, 255);
+    }
+
+    #[test]
+    fn a_secret_that_is_named_by_its_arn_is_in_no_listing() {
+        let arn = RemoteName::new("arn:aws:secretsmanager:eu-central-1:123456789012:secret:a/b-AbCdEf");
+        assert!(Naming::Aws.is_told_alone(&arn));
+        assert!(!Naming::Aws.is_told_alone(&RemoteName::new("a/b-AbCdEf")));
+        assert!(!Naming::Vault.is_told_alone(&arn));
     }
 
     #[test]

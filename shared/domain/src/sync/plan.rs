@@ -266,6 +266,8 @@ pub struct Listed {
 pub struct Listing {
     /// What it showed.
     pub names: Vec<Listed>,
+    /// Names that rules have for themselves, so that no listing has to show them. What one does show of them counts.
+    pub named: Vec<RemoteName>,
     /// Names and folders that may not be looked at, a folder with or without the slash at its end: what lies there is
     /// unknown, not absent.
     pub forbidden: Vec<RemoteName>,
@@ -374,7 +376,8 @@ pub fn plan(
     held: &BTreeMap<SecretPath, Held>,
     deletions: Deletions,
 ) -> SyncPlan {
-    let mut plan = SyncPlan { listed: listing.names.len() as u64, ..SyncPlan::default() };
+    let mut plan =
+        SyncPlan { listed: (listing.names.len() + listing.named.len()) as u64, ..SyncPlan::default() };
     let mut forbidden: HashSet<&str> = HashSet::new();
     for name in &listing.forbidden {
         if forbidden.insert(name.as_str().trim_end_matches('/')) {
@@ -399,7 +402,11 @@ pub fn plan(
     }
     let mut skipped: HashSet<&str> = HashSet::new();
     let mut found: BTreeMap<SecretPath, (usize, &Listed)> = BTreeMap::new();
-    for listed in names.iter() {
+    let is_ambiguous = |name: &RemoteName| collisions.keys().any(|other| other.as_str() == name.as_str());
+    let named = listing.named.iter().filter(|name| !is_ambiguous(name));
+    let unseen = |name: &RemoteName| Listed { name: name.clone(), token: None, state: None, metadata: None };
+    let named: Vec<Listed> = named.map(unseen).collect();
+    for listed in named.iter().chain(names.iter()) {
         let (paths, skip) = scope.paths(&listed.name);
         if let Some(skip) = skip
             && skipped.insert(listed.name.as_str())

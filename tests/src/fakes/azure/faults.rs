@@ -51,6 +51,9 @@ pub enum Fault {
     EmptyPages,
     /// Links to next pages lead to this address, e.g. `http://127.0.0.1:1`, even after the last page.
     NextLinkTo(String),
+    /// The first page of the vault's listing has one more secret, of this name. Two spellings of one name are what the
+    /// real vault cannot have, and what a client must not be fooled by.
+    ListsAlso(String),
     /// Reading or changing the secret with this name is forbidden, as when rights are granted secret by secret.
     ForbidName(String),
     /// Listing is forbidden.

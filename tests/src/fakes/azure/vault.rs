@@ -195,7 +195,13 @@ impl Vault {
             let describe = || secret.current().describe(format!("{}/secrets/{}", asked.base, secret.name));
             (key.clone(), describe)
         });
-        page(asked, "secrets", items.collect(), fault)
+        let mut items: Vec<_> = items.collect();
+        if let Fault::ListsAlso(name) = fault {
+            let id = format!("{}/secrets/{name}", asked.base);
+            // Before every name, so that it stands on the first page alone.
+            items.insert(0, ("!".to_owned(), fresh(Draft::default(), asked.now).describe(id)));
+        }
+        page(asked, "secrets", items, fault)
     }
 
     /// A page of a secret's versions. Their order is no order of time. An unknown secret has none: that is no error.

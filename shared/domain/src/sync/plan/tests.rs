@@ -623,3 +623,23 @@ fn two_spellings_of_one_name_are_a_collision_and_not_absent() {
     assert_eq!(steps, [("e/other", "other")]);
     assert_eq!(plan.steps[0].decision, Decision::Read);
 }
+
+#[test]
+fn what_a_listing_shows_of_a_rules_own_name_counts() {
+    let mut scene = Scene::new(&[("own", "db"), ("e/**", "**")]);
+    scene.naming = Naming::Azure;
+    scene.listing.named = vec![RemoteName::new("db")];
+    // No listing shows it: it may still be there, at each of its paths.
+    assert_eq!(steps(&scene.plan()), [("e/db", Decision::Read), ("own", Decision::Read)]);
+    for at in ["own", "e/db"] {
+        scene.copy(at).base.as_mut().unwrap().remote_name = "db".into();
+    }
+    // It is spelled in one way there, and in ours here.
+    scene.list("DB", "agreed");
+    let plan = scene.plan();
+    assert_eq!((steps(&plan), skips(&plan), plan.unchanged), (vec![], vec![], 2));
+    // In two ways it is nobody's.
+    scene.list("Db", "agreed");
+    let plan = scene.plan();
+    assert_eq!((steps(&plan), plan.unchanged, plan.unverified.len()), (vec![], 0, 2));
+}

@@ -163,9 +163,9 @@ impl Cycle<'_> {
         match refused {
             Some(failed) if !answered => Err(failed),
             _ => {
+                let naming = self.backend.target.kind().naming();
                 let literals = self.backend.literal_names(self.rules);
-                let unseen = |(_, name)| Listed { name, token: None, state: None, metadata: None };
-                listing.names.extend(literals.map(unseen));
+                listing.add_spelled_out(naming, &self.backend.mapping, literals);
                 Ok(listing)
             }
         }

@@ -271,6 +271,34 @@ pub struct Listing {
     pub forbidden: Vec<RemoteName>,
 }
 
+impl Listing {
+    /// Adds names that rules without wildcards spell out, each with its path, unless the listing has them already: what
+    /// it tells of them would be lost, and another spelling would look like another secret.
+    pub fn add_spelled_out(
+        &mut self,
+        naming: Naming,
+        mapping: &PathMapping,
+        spelled_out: impl IntoIterator<Item = (SecretPath, RemoteName)>,
+    ) {
+        let mut spelled_out: BTreeMap<SecretPath, RemoteName> = spelled_out.into_iter().collect();
+        if spelled_out.is_empty() {
+            return;
+        }
+        let texts: HashSet<String> = spelled_out.values().map(|name| name.as_str().to_owned()).collect();
+        for listed in &self.names {
+            let name = naming.fold(&listed.name);
+            if texts.contains(name.as_str()) {
+                // The same text is another secret, if what is literal in one is captured in the other.
+                for path in mapping.reverse(&name).into_iter().flatten() {
+                    spelled_out.remove(&path);
+                }
+            }
+        }
+        let unlisted = |name| Listed { name, token: None, state: None, metadata: None };
+        self.names.extend(spelled_out.into_values().map(unlisted));
+    }
+}
+
 /// What our store has at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -418,7 +446,10 @@ pub fn plan(
         let (rule, name, listed) = match found.remove(path) {
             Some((rule, listed)) => (rule, Cow::Borrowed(&listed.name), Some(listed)),
             None => match scope.mapping.forward(path) {
-                Some((rule, Some(name))) if scope.rules.contains(&rule) => (rule, Cow::Owned(name), None),
+                Some((rule, Some(name))) if scope.rules.contains(&rule) && scope.naming.has(&name) => {
+                    (rule, Cow::Owned(name), None)
+                }
+                // Another cycle's, or detached: a name that no secret there can have is not one that is gone.
                 _ => continue,
             },
         };

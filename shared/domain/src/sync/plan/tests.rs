@@ -623,3 +623,46 @@ fn two_spellings_of_one_name_are_a_collision_and_not_absent() {
     assert_eq!(steps, [("e/other", "other")]);
     assert_eq!(plan.steps[0].decision, Decision::Read);
 }
+
+#[test]
+fn what_a_listing_tells_of_a_name_is_kept_though_a_rule_spells_the_name_out() {
+    let mut scene = Scene::new(&[("e/pw", "dbpassword"), ("e/*", "*")]);
+    scene.naming = Naming::Azure;
+    scene.copy("e/pw");
+    scene.list("DbPassword", "agreed").name = RemoteName::with_literal("DbPassword", 0);
+    let spelled_out = || [(path("e/pw"), RemoteName::new("dbpassword"))];
+    scene.listing.add_spelled_out(scene.naming, &scene.mapping, spelled_out());
+    let plan = scene.plan();
+    assert_eq!(
+        (steps(&plan), skips(&plan), plan.unchanged),
+        (vec![("e/dbpassword", Decision::Read)], vec![], 1)
+    );
+    // Without a listing it is read each time.
+    scene.listing.names.clear();
+    scene.listing.add_spelled_out(scene.naming, &scene.mapping, spelled_out());
+    assert_eq!(steps(&scene.plan()), [("e/dbpassword", Decision::Read), ("e/pw", Decision::Read)]);
+}
+
+#[test]
+fn a_listed_name_of_the_same_text_may_be_another_secret() {
+    let mut scene = Scene::new(&[("e/x", "kv/data/x"), ("f/**", "kv/**")]);
+    scene.list("kv/data/x", "new");
+    scene.listing.add_spelled_out(
+        scene.naming,
+        &scene.mapping,
+        [(path("e/x"), RemoteName::with_literal("kv/data/x", 3))],
+    );
+    assert_eq!(steps(&scene.plan()), [("e/x", Decision::Read), ("f/data/x", Decision::Read)]);
+}
+
+#[test]
+fn a_copy_whose_name_the_store_cannot_have_is_detached_and_not_gone() {
+    let mut scene = Scene::new(&[("e/*", "*")]);
+    scene.naming = Naming::Azure;
+    for at in ["e/DB", "e/db"] {
+        scene.copy(at);
+    }
+    scene.list("db", "agreed");
+    let plan = scene.plan();
+    assert_eq!((steps(&plan), plan.known, plan.unverified.len()), (vec![], 1, 0));
+}

@@ -203,10 +203,11 @@ impl<L: Leases> Background<L> {
         for Gathered { name, answer } in gathered {
             let told = match secrets.next() {
                 Some(Ok(secret)) => Ok(secret),
-                Some(Err(cause)) if matches!(cause.class(), Class::NotFound | Class::Forbidden) => {
+                Some(Err(cause)) if cause.class() == Class::NotFound => {
                     Err(self.connection.failed(cause, Some(Operation::Read)))
                 }
-                // A fault of one of many says little: by itself it is tried again, with another login if need be.
+                // A fault of one of many says little: by itself it is tried again, with another login if need be. So is
+                // a refusal, for a policy may allow the read and not the batch.
                 Some(Err(_)) | None => {
                     let run = self.clone();
                     let alone = async move {

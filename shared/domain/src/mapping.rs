@@ -60,9 +60,9 @@ impl RemoteName {
     /// Whether a template with this many literal segments at its beginning spells the name.
     ///
     /// A difference in the count matters only if it makes one of Vault's infixes literal for one and captured for the
-    /// other.
+    /// other. An infix stands behind a mount, so the first segment is none, nor is a name in a store without folders.
     fn spelled_by(&self, literal: usize) -> bool {
-        let (fewer, more) = (self.literal.min(literal), self.literal.max(literal));
+        let (fewer, more) = (self.literal.min(literal).max(1), self.literal.max(literal));
         !self.segments().take(more).skip(fewer).any(|segment| matches!(segment, "data" | "metadata"))
     }
 }
@@ -415,6 +415,16 @@ mod tests {
         assert_eq!(paths("kv/data/x", 2), [Ok(path("e/a/x"))]);
         assert_eq!(paths("kv/data/x", 1), [Ok(path("e/b/data/x"))]);
         assert_eq!(paths("kv/apps/x", 1), [Ok(path("e/b/apps/x")), Ok(path("e/c/x"))]);
+    }
+
+    #[test]
+    fn a_name_without_folders_may_be_that_of_an_infix() {
+        let literal_and_captured = mapping(&[("e/one", "data"), ("e/*", "*")]);
+        for literal in [0, 1] {
+            let paths = |text: &str| literal_and_captured.reverse(&RemoteName::with_literal(text, literal));
+            assert_eq!(paths("data"), [Ok(path("e/one")), Ok(path("e/data"))]);
+            assert_eq!(paths("metadata"), [Ok(path("e/metadata"))]);
+        }
     }
 
     #[test]

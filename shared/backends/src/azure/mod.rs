@@ -3,8 +3,8 @@
 //! Plain REST and not Microsoft's crates, see `docs/decisions/0024-rest-for-azure-and-gcp.md`. Source of what is asked
 //! and answered: the "Azure Key Vault REST API reference".
 //!
-//! Names do not differ by case. Above, a path stands for the lower-case form; here a name is asked for as it is given,
-//! and an answer may spell it otherwise. Listings spell it as whoever made it did.
+//! Names do not differ by case. A path stands for the lower-case form, and only that is asked for; an answer may spell it
+//! otherwise. Listings spell it as whoever made it did.
 
 mod pages;
 mod wire;
@@ -12,7 +12,7 @@ mod write;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
-use scaivault_domain::backend::AzureTarget;
+use scaivault_domain::backend::{AzureTarget, Naming};
 use scaivault_domain::mapping::RemoteName;
 use secrecy::ExposeSecret as _;
 
@@ -26,7 +26,7 @@ use crate::{
 };
 
 use self::pages::Cursor;
-use self::wire::{Item, Items, Refusal, by_age, failure, is_name, is_version};
+use self::wire::{Item, Items, Refusal, by_age, failure, is_version};
 
 /// Newer versions (7.5, 7.6, 2025-07-01, 2026-04-01) say the same of secrets, apart from certificates behind them;
 /// this one is known in every cloud.
@@ -245,9 +245,9 @@ impl SecretBackend for AzureBackend {
     }
 }
 
-/// The path of a secret, or of what is `below` it.
+/// The path of a secret, or of what is `below` it. A name stands for one path here, so it is asked for in one spelling.
 fn path_of(name: &RemoteName, below: Option<&str>) -> Result<String, BackendError> {
-    if !is_name(name.as_str()) {
+    if !Naming::Azure.has(name) {
         return Err(BackendError::Unrepresentable);
     }
     let segments = ["secrets", name.as_str()].into_iter().chain(below);

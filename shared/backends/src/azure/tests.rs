@@ -265,7 +265,7 @@ async fn another_secret_than_was_asked_for_is_refused() {
 #[tokio::test]
 async fn names_that_key_vault_cannot_have_are_not_asked_for() {
     let (server, azure) = azure(|_| ok(&bundle(&"a".repeat(127), V1, "x"))).await;
-    for text in ["", "a_b", "a/b", "a.b", "..", "a?b", "a%2fb", "ä", &"a".repeat(128)] {
+    for text in ["", "a_b", "a/b", "a.b", "Db", "..", "a?b", "a%2fb", "ä", &"a".repeat(128)] {
         let read = azure.read(&lease(), &name(text)).await;
         assert_eq!(read.err(), Some(BackendError::Unrepresentable), "{text}");
         let may_read = azure.may_read(&lease(), &name(text)).await;
@@ -463,7 +463,7 @@ async fn a_listing_goes_on_where_it_ended() {
     })
     .await;
     let (_server, azure) = started(server);
-    let entry = |text: &str| RemoteEntry { name: name(text), kind: EntryKind::Secret };
+    let entry = |text: &str| RemoteEntry { name: RemoteName::with_literal(text, 0), kind: EntryKind::Secret };
     let first = azure.list(&lease(), Some(&name("ignored")), None).await.expect("a page");
     assert_eq!(first.entries, [entry("A")]);
     let second = azure.list(&lease(), None, first.next.as_ref()).await.expect("a page");

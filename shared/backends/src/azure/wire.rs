@@ -165,7 +165,7 @@ impl Item {
 
     /// As an item of a listing of the vault.
     pub(super) fn surveyed(self, now: Option<Timestamp>) -> Result<Surveyed, BackendError> {
-        let name = RemoteName::new(self.name()?);
+        let name = self.listed()?;
         let state = self.attributes.state(now);
         let stamp = self.stamp(now);
         let tags = self.tags.unwrap_or_default();
@@ -175,7 +175,8 @@ impl Item {
 
     /// The name alone, as an item of a listing of the vault.
     pub(super) fn listed(&self) -> Result<RemoteName, BackendError> {
-        self.name().map(RemoteName::new)
+        // What of it is literal, only a template can say.
+        self.name().map(|name| RemoteName::with_literal(name, 0))
     }
 
     /// As an item of a listing of the versions of `asked`.

@@ -260,6 +260,23 @@ fn a_few_reads_wait_for_the_call_that_is_under_way() {
 }
 
 #[tokio::test]
+async fn what_is_refused_as_one_of_many_is_read_alone() {
+    let server = Server::start_with_heads(|_, head| {
+        if !head.to_ascii_lowercase().contains("batchgetsecretvalue") {
+            return json(200, &stored(&asked(head)[0]));
+        }
+        let error = r#"{"SecretId":"shy","ErrorCode":"AccessDeniedException","Message":"x"}"#;
+        json(200, &format!(r#"{{"SecretValues":[{}],"Errors":[{error}]}}"#, stored("open")))
+    })
+    .await;
+    let run = aws(&server);
+    let names = ["open", "shy"].map(RemoteName::new);
+    let reads = futures::future::join_all(names.iter().map(|name| run.read(name))).await;
+    assert!(reads.iter().all(Result::is_ok), "{reads:?}");
+    assert_eq!(run.calls(), BTreeMap::from([("batch", 1), ("read", 1)]));
+}
+
+#[tokio::test]
 async fn where_reading_together_is_forbidden_each_is_read_alone() {
     let server = Server::start_with_heads(|_, head| {
         if head.to_ascii_lowercase().contains("batchgetsecretvalue") {

@@ -338,7 +338,7 @@ async fn a_survey_tells_every_secret_with_its_metadata_page_by_page() {
     let (calls, root) = (Calls::default(), Some(name("a")));
     let first = gcp.survey(&lease(), &Step::Tree(root.clone()), &calls).await.expect("a page");
     let surveyed = |id, metadata: &[(&str, &str)]| Surveyed {
-        name: name(id),
+        name: RemoteName::with_literal(id, 0),
         seen: None,
         metadata: Some(map(metadata)),
     };
@@ -358,7 +358,10 @@ async fn a_secret_that_is_expired_is_not_there() {
     })
     .await;
     let page = gcp.list(&lease(), None, None).await.expect("a page");
-    assert_eq!(page.entries, [RemoteEntry { name: name("there"), kind: EntryKind::Secret }]);
+    assert_eq!(
+        page.entries,
+        [RemoteEntry { name: RemoteName::with_literal("there", 0), kind: EntryKind::Secret }]
+    );
 }
 
 #[tokio::test]

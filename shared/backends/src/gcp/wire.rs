@@ -346,7 +346,8 @@ pub(super) struct Secret {
 impl Secret {
     /// Its id, exactly as the store has it.
     pub(super) fn id(&self) -> Result<RemoteName, BackendError> {
-        id_in(&self.name).map(RemoteName::new).ok_or(FOREIGN)
+        // What of it is literal, only a template can say.
+        id_in(&self.name).map(|id| RemoteName::with_literal(id, 0)).ok_or(FOREIGN)
     }
 
     /// Whether it is gone, though it is still listed: "expired secrets are irreversibly deleted".
@@ -373,7 +374,7 @@ pub(super) fn secrets(answer: &Answer) -> Result<Part<Secret>, BackendError> {
 /// The secret `name`.
 pub(super) fn secret(answer: &Answer, name: &RemoteName) -> Result<Secret, BackendError> {
     let secret: Secret = parse(answer)?;
-    if secret.id()? != *name {
+    if secret.id()?.as_str() != name.as_str() {
         return Err(BackendError::InvalidAnswer("another secret than was asked for"));
     }
     Ok(secret)

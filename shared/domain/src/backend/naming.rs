@@ -58,7 +58,7 @@ impl Naming {
     pub fn fold(self, name: &RemoteName) -> Cow<'_, RemoteName> {
         match self {
             Naming::Azure if name.as_str().bytes().any(|b| b.is_ascii_uppercase()) => {
-                Cow::Owned(RemoteName::new(name.as_str().to_ascii_lowercase()))
+                Cow::Owned(RemoteName::with_literal(name.as_str().to_ascii_lowercase(), name.literal()))
             }
             _ => Cow::Borrowed(name),
         }
@@ -173,6 +173,8 @@ mod tests {
     fn azure_has_one_name_in_every_case() {
         let name = RemoteName::new("DB-Password");
         assert_eq!(Naming::Azure.fold(&name).as_str(), "db-password");
+        let listed = RemoteName::with_literal("DB-Password", 0);
+        assert_eq!(*Naming::Azure.fold(&listed), RemoteName::with_literal("db-password", 0));
         assert_eq!(Naming::Gcp.fold(&name).as_str(), "DB-Password");
     }
 }

@@ -425,7 +425,10 @@ pub fn plan(
         let (rule, name, listed) = match found.remove(path) {
             Some((rule, listed)) => (rule, Cow::Borrowed(&listed.name), Some(listed)),
             None => match scope.mapping.forward(path) {
-                Some((rule, Some(name))) if scope.rules.contains(&rule) => (rule, Cow::Owned(name), None),
+                Some((rule, Some(name))) if scope.rules.contains(&rule) && scope.naming.has(&name) => {
+                    (rule, Cow::Owned(name), None)
+                }
+                // Another cycle's, or detached: a name that no secret there can have is not one that is gone.
                 _ => continue,
             },
         };

@@ -195,11 +195,13 @@ impl Vault {
             let describe = || secret.current().describe(format!("{}/secrets/{}", asked.base, secret.name));
             (key.clone(), describe)
         });
-        let mut items: Vec<_> = items.collect();
+        let mut items: Vec<(String, Box<dyn Fn() -> Value + '_>)> =
+            items.map(|(key, describe)| (key, Box::new(describe) as Box<dyn Fn() -> Value>)).collect();
         if let Fault::ListsAlso(name) = fault {
             let id = format!("{}/secrets/{name}", asked.base);
             // Before every name, so that it stands on the first page alone.
-            items.insert(0, ("!".to_owned(), fresh(Draft::default(), asked.now).describe(id)));
+            let also = fresh(Draft::default(), asked.now).describe(id);
+            items.insert(0, ("!".to_owned(), Box::new(move || also.clone())));
         }
         page(asked, "secrets", items, fault)
     }

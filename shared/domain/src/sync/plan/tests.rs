@@ -643,3 +643,15 @@ fn what_a_listing_shows_of_a_rules_own_name_counts() {
     let plan = scene.plan();
     assert_eq!((steps(&plan), plan.unchanged, plan.unverified.len()), (vec![], 0, 2));
 }
+
+#[test]
+fn a_copy_whose_name_the_store_cannot_have_is_detached_and_not_gone() {
+    let mut scene = Scene::new(&[("e/*", "*")]);
+    scene.naming = Naming::Azure;
+    for at in ["e/DB", "e/db"] {
+        scene.copy(at);
+    }
+    scene.list("db", "agreed");
+    let plan = scene.plan();
+    assert_eq!((steps(&plan), plan.known, plan.unverified.len()), (vec![], 1, 0));
+}

@@ -146,8 +146,11 @@ impl Federation {
         for _ in 0..ATTEMPTS {
             let configuration = self.configurations.of(tenant).await?;
             let before = configuration.backend(id).ok();
-            let spec = decide(before)?;
+            let mut spec = decide(before)?;
             let old = before.map(|(record, _)| &record.spec);
+            let mut random = [0; 16];
+            getrandom::fill(&mut random).map_err(|_| Error::internal())?;
+            spec.provider = spec.provider.with_external_id(old.map(|old| &old.provider), random)?;
             spec.authorize_change(old, allowed.caller())?;
             self.check_limits(&spec)?;
             spec.provider.kind().naming().check(&spec.mapping)?;

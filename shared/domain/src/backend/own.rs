@@ -1,11 +1,11 @@
 //! Where an identity of our own may go: what a tenant configures must not lead it to a server of the tenant's.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::Ipv6Addr;
 
 use url::Host;
 
-use super::{AwsRegion, AzureCloud, Endpoint, OwnIdentity, Provider, VaultMethod};
+use super::{AwsRegion, AwsRole, AzureCloud, Endpoint, OwnIdentity, Provider, VaultMethod};
 use crate::error::{Error, Reason};
 
 /// The hosts that the operator trusts with ScaiVault's own identities, besides the providers' own.
@@ -112,6 +112,54 @@ impl Provider {
         Ok(())
     }
 
+    /// This login, with an external id of ours where an identity of ours assumes a role: what the configuration had
+    /// `before` for the same role, else one made of `random`.
+    ///
+    /// An external id keeps a tenant from having us assume a role that trusts us for the sake of another tenant. So it is
+    /// never the caller's choice, except that what was shown may be sent back.
+    ///
+    /// # Errors
+    /// `invalid_config`, naming `config.external_id`.
+    ///
+    /// Source: "The confused deputy problem" in the AWS IAM User Guide.
+    pub fn with_external_id(mut self, before: Option<&Provider>, random: [u8; 16]) -> Result<Self, Error> {
+        let Some(role) = self.own_role_mut() else { return Ok(self) };
+        let known = before.and_then(Provider::own_role);
+        let shown = known.and_then(|known| known.external_id.as_ref());
+        if role.external_id.is_some() && role.external_id.as_ref() != shown {
+            let detail = "is made by ScaiVault where its own identity assumes the role";
+            return Err(Error::field(Reason::InvalidConfig, "/config/external_id", detail).next(
+                "leave it out, and let the role's trust policy ask for the one that the configuration shows",
+            ));
+        }
+        role.external_id = match (known, shown) {
+            (Some(known), Some(shown)) if known.arn == role.arn => Some(shown.clone()),
+            _ => {
+                let mut id = String::from("scaivault-");
+                for byte in random {
+                    write!(id, "{byte:02x}").expect("a string takes all text");
+                }
+                Some(id)
+            }
+        };
+        Ok(self)
+    }
+
+    /// The role that an identity of ours assumes.
+    fn own_role(&self) -> Option<&AwsRole> {
+        match self {
+            Provider::AwsSecretsManager { login, .. } if login.credentials.is_none() => login.role.as_ref(),
+            _ => None,
+        }
+    }
+
+    fn own_role_mut(&mut self) -> Option<&mut AwsRole> {
+        match self {
+            Provider::AwsSecretsManager { login, .. } if login.credentials.is_none() => login.role.as_mut(),
+            _ => None,
+        }
+    }
+
     /// The field that decides for an identity of ours.
     fn own_identity_field(&self) -> &'static str {
         match self {
@@ -168,10 +216,11 @@ fn is_aws_service(host: &str, service: &str, region: &AwsRegion) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        AwsLogin, AwsTarget, AzureLogin, AzureMethod, AzureTarget, GcpLogin, GcpTarget, ProjectId, Tls,
-        VaultLogin, VaultTarget,
+        AwsLogin, AwsTarget, AzureLogin, AzureMethod, AzureTarget, GcpLogin, GcpTarget, ProjectId, RoleArn,
+        Tls, VaultLogin, VaultTarget,
     };
     use super::*;
+    use crate::path::SecretPath;
 
     fn at(url: &str) -> Endpoint {
         Endpoint::parse("endpoint", url).unwrap()
@@ -236,6 +285,34 @@ mod tests {
             assert_eq!((error.reason, &*error.violations[0].pointer), (Reason::PermissionDenied, field));
             assert!(error.what_next().contains(&format!("--identity {}", identity.as_str())));
         }
+    }
+
+    #[test]
+    fn the_external_id_of_our_identity_is_ours_and_stays_with_the_role() {
+        let with = |role: &str, id: Option<&str>, credentials: Option<&str>| {
+            let arn = RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{role}")).unwrap();
+            let role = AwsRole::new(arn, id.map(str::to_owned), AwsRole::SESSION).unwrap();
+            let mut provider = aws(None, None);
+            if let Provider::AwsSecretsManager { login, .. } = &mut provider {
+                login.role = Some(role);
+                login.credentials = credentials.map(|path| SecretPath::parse(path).unwrap());
+            }
+            provider
+        };
+        let id = |provider: &Provider| provider.own_role().unwrap().external_id.clone().unwrap();
+        let first = with("a", None, None).with_external_id(None, [1; 16]).unwrap();
+        assert_eq!(id(&first), format!("scaivault-{}", "01".repeat(16)));
+        let kept = |next: Provider| id(&next.with_external_id(Some(&first), [2; 16]).unwrap()) == id(&first);
+        assert!(kept(with("a", None, None)), "it is left out");
+        assert!(kept(with("a", Some(&id(&first)), None)), "it is sent back");
+        assert!(!kept(with("b", None, None)), "another role");
+        assert!(!kept(with("b", Some(&id(&first)), None)), "another role in a patch of what was shown");
+        for before in [None, Some(&first), Some(&with("a", Some("theirs"), Some("aws")))] {
+            let error = with("a", Some("theirs"), None).with_external_id(before, [2; 16]).unwrap_err();
+            assert_eq!(error.violations[0].pointer, "/config/external_id");
+        }
+        let theirs = with("a", Some("theirs"), Some("aws"));
+        assert_eq!(theirs.clone().with_external_id(Some(&first), [2; 16]).unwrap(), theirs, "their own keys");
     }
 
     #[test]

@@ -432,6 +432,8 @@ answers! {
         admin::CreateTenantResponse { tenant: asked.tenant };
     list_tenants(ListTenantsRequest) -> ListTenantsResponse |_|
         admin::ListTenantsResponse { tenants: vec![admin::Tenant::default()], next_page_token: "n".into() };
+    update_tenant(UpdateTenantRequest) -> UpdateTenantResponse |asked|
+        admin::UpdateTenantResponse { tenant: asked.tenant };
     delete_tenant(DeleteTenantRequest) -> DeleteTenantResponse |_| admin::DeleteTenantResponse {};
     put_policy(PutPolicyRequest) -> PutPolicyResponse |asked| admin::PutPolicyResponse { policy: asked.policy };
     get_policy(GetPolicyRequest) -> GetPolicyResponse |asked|

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use scaivault_backends::budget::{Budget, Quotas};
 use scaivault_backends::connection::Leases;
-use scaivault_backends::{Egress, Lease};
+use scaivault_backends::{BackendError, Egress, Lease};
 use scaivault_domain::audit::{Action, AuditRow};
 use scaivault_domain::backend::{Provider, Target};
 use scaivault_domain::budget::Slice;
@@ -45,6 +45,9 @@ use crate::store::Records;
 
 /// How long a failed login is not tried again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// After how many logins in a row, each of which gave what the backend refused within [`PAUSE`], another one is in vain.
+/// Without that each read would be a login where logins succeed and are good for nothing.
+const IN_VAIN: u32 = 2;
 /// How long one login may take.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a replaced lease still works, for the reads that have just begun with it.
@@ -104,13 +107,48 @@ struct Held {
     ttl: Option<Duration>,
     renewal: Renewal,
     revocation: Revocation,
+    since: Instant,
+    /// How many in a row, up to this one, were got because the one before was refused at once.
+    streak: u32,
+}
+
+impl Held {
+    /// The streak of the next one, if this one is refused now.
+    fn streak_if_refused(&self) -> u32 {
+        if self.since.elapsed() < PAUSE { self.streak + 1 } else { 1 }
+    }
 }
 
 #[derive(Clone)]
 enum State {
     Empty,
     Held(Arc<Held>),
-    Failed { error: Error, at: Instant },
+    /// The login failed, or was in vain: then the streak goes on with the next one.
+    Failed {
+        error: Error,
+        at: Instant,
+        streak: u32,
+    },
+}
+
+/// Which lease will not do.
+#[derive(Clone, Copy)]
+enum Other<'a> {
+    /// Any will.
+    Any,
+    /// The backend refused this one.
+    Refused(&'a str),
+    /// This one is to be replaced, although it is good.
+    Replaced(&'a str),
+}
+
+impl Other<'_> {
+    fn id(&self) -> Option<&str> {
+        match self {
+            Other::Any => None,
+            Other::Refused(id) | Other::Replaced(id) => Some(id),
+        }
+    }
 }
 
 /// The login of one backend for one holder.
@@ -233,10 +271,10 @@ impl Credentials {
         let state = login.state.borrow().clone();
         match state {
             State::Held(held) if alive(&held) => NodeLease::Held(held.lease.clone(), login.budget.slice()),
-            State::Failed { error, at } if at.elapsed() < PAUSE => NodeLease::Refused(error),
+            State::Failed { error, at, .. } if at.elapsed() < PAUSE => NodeLease::Refused(error),
             State::Empty | State::Held(_) | State::Failed { .. } => {
                 if let Some(me) = self.me.upgrade() {
-                    tokio::spawn(async move { me.hold(&login, None).await });
+                    tokio::spawn(async move { me.hold(&login, Other::Any).await });
                 }
                 NodeLease::Pending
             }
@@ -247,7 +285,7 @@ impl Credentials {
     pub fn refused_by_backend(&self, key: &LeaseKey, provider: &Provider, id: &str) {
         let login = self.login(key, provider, Holder::Nodes);
         let (id, Some(me)) = (id.to_owned(), self.me.upgrade()) else { return };
-        tokio::spawn(async move { me.hold(&login, Some(&id)).await });
+        tokio::spawn(async move { me.hold(&login, Other::Refused(&id)).await });
     }
 
     /// Divides the call budgets among those who use them now; nodes are told if their parts have changed.
@@ -330,28 +368,40 @@ impl Credentials {
         for login in held {
             let State::Held(current) = login.state.borrow().clone() else { continue };
             let Some(me) = self.me.upgrade() else { return };
-            tokio::spawn(async move { me.hold(&login, Some(&current.lease.id)).await });
+            tokio::spawn(async move { me.hold(&login, Other::Replaced(&current.lease.id)).await });
         }
     }
 
-    /// A lease other than `refused`: the one that is held, or that of a new login.
-    async fn hold(self: &Arc<Self>, login: &Arc<Login>, refused: Option<&str>) -> Result<Arc<Held>, Error> {
-        if let Some(held) = usable(login, refused) {
+    /// A lease `other` than one that will not do: the one that is held, or that of a new login.
+    async fn hold(self: &Arc<Self>, login: &Arc<Login>, other: Other<'_>) -> Result<Arc<Held>, Error> {
+        if let Some(held) = usable(login, other.id()) {
             return Ok(held);
         }
         let _turn = login.turn.lock().await;
-        if let Some(held) = usable(login, refused) {
+        if let Some(held) = usable(login, other.id()) {
             return Ok(held);
         }
-        if let State::Failed { error, at } = &*login.state.borrow()
-            && at.elapsed() < PAUSE
-        {
-            return Err(error.clone());
+        let state = login.state.borrow().clone();
+        let streak = match (&state, other) {
+            (State::Failed { error, at, .. }, _) if at.elapsed() < PAUSE => return Err(error.clone()),
+            (State::Failed { streak, .. }, _) => *streak,
+            (State::Held(held), Other::Refused(_)) => held.streak_if_refused(),
+            (State::Held(_) | State::Empty, _) => 0,
+        };
+        if matches!(state, State::Held(_)) && streak > IN_VAIN {
+            let error = Error::from(BackendError::LoginExpired);
+            tracing::warn!(
+                tenant = %login.key.tenant, backend.id = %login.key.backend,
+                "logins succeed, and the backend refuses what they give"
+            );
+            login.state.send_replace(State::Failed { error: error.clone(), at: Instant::now(), streak });
+            self.nudge.send_modify(|count| *count += 1);
+            return Err(error);
         }
         let outcome = self.log_in(login).await;
         let result = match outcome {
             Ok(issued) => {
-                let held = Arc::new(hold(issued));
+                let held = Arc::new(Held { streak, ..hold(issued) });
                 let before = login.state.send_replace(State::Held(held.clone()));
                 if let State::Held(before) = before {
                     revoke_later(login.clone(), before, GRACE, &self.egress);
@@ -366,7 +416,11 @@ impl Credentials {
             }
             Err(error) => {
                 tracing::warn!(tenant = %login.key.tenant, backend.id = %login.key.backend, %error, "a login failed");
-                login.state.send_replace(State::Failed { error: error.clone(), at: Instant::now() });
+                login.state.send_replace(State::Failed {
+                    error: error.clone(),
+                    at: Instant::now(),
+                    streak: 0,
+                });
                 Err(error)
             }
         };
@@ -500,7 +554,10 @@ impl Leases for OwnLeases {
         let login = self.0.login(key, &record.spec.provider, Holder::ControlPlane);
         let (credentials, refused) = (self.0.clone(), refused.map(str::to_owned));
         // A login that has begun is finished, also when its caller runs out of time: the next one finds it done.
-        let held = tokio::spawn(async move { credentials.hold(&login, refused.as_deref()).await });
+        let held = tokio::spawn(async move {
+            let other = refused.as_deref().map_or(Other::Any, Other::Refused);
+            credentials.hold(&login, other).await
+        });
         held.await.unwrap_or_else(|_| Err(Error::internal())).map(|held| held.lease.clone())
     }
 
@@ -528,7 +585,14 @@ fn hold(issued: Issued) -> Held {
         material: issued.material,
         expires_at: ttl.map(|ttl| Instant::now() + ttl),
     };
-    Held { lease: Arc::new(lease), ttl, renewal: issued.renewal, revocation: issued.revocation }
+    Held {
+        lease: Arc::new(lease),
+        ttl,
+        renewal: issued.renewal,
+        revocation: issued.revocation,
+        since: Instant::now(),
+        streak: 0,
+    }
 }
 
 fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration, egress: &Egress) {
@@ -546,4 +610,28 @@ fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration, egress: &Eg
 /// The stored credential cannot be used.
 fn unusable(provider: &Provider, message: impl Into<String>) -> Error {
     Error::field(Reason::CredentialUnusable, format!("/config/{}", provider.credentials_field()), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(streak: u32) -> Held {
+        let issued = Issued {
+            material: Material::Bearer("t".into()),
+            ttl: None,
+            renewal: Renewal::Again,
+            revocation: Revocation::Leave,
+        };
+        Held { streak, ..hold(issued) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn logins_are_in_vain_only_if_what_they_give_is_refused_at_once() {
+        let (first, second, third) = (held(0), held(1), held(IN_VAIN));
+        assert_eq!((first.streak_if_refused(), second.streak_if_refused()), (1, 2), "each gets another one");
+        assert!(third.streak_if_refused() > IN_VAIN);
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(third.streak_if_refused(), 1, "it was good for a while");
+    }
 }

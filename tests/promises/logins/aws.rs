@@ -17,7 +17,7 @@ const SESSION: Duration = Duration::from_secs(900);
 /// A moto with one secret, one user, and sessions that end.
 pub(super) struct Aws {
     pub(super) sessions: AwsSessions,
-    pub(super) admin: Client,
+    admin: Client,
     key: AccessKey,
     roles: usize,
     _moto: Moto,
@@ -53,7 +53,7 @@ impl Aws {
         Ok(Aws { sessions, admin, key, roles: 0, _moto: moto })
     }
 
-    fn backend(&self, settings: &Value) -> Value {
+    pub(super) fn backend(&self, settings: &Value) -> Value {
         let mut config =
             json!({ "region": REGION, "endpoint": self.sessions.url(), "sts_endpoint": self.sessions.url() });
         scaivault_tests::planes::merge(&mut config, settings);
@@ -61,16 +61,15 @@ impl Aws {
     }
 
     /// A new key of the user, the only one that it has from now on.
-    async fn new_key(&mut self) -> Result<AccessKey> {
-        self.delete_key().await?;
+    pub(super) async fn new_key(&mut self) -> Result<AccessKey> {
+        self.delete_key().await;
         self.key = self.admin.create_access_key(USER).await?;
         Ok(self.key.clone())
     }
 
-    async fn delete_key(&mut self) -> Result<()> {
+    pub(super) async fn delete_key(&self) {
         // It may be gone already.
         drop(self.admin.delete_access_key(USER, &self.key.id).await);
-        Ok(())
     }
 
     fn calls(&self, actions: &[&str]) -> Vec<Call> {
@@ -80,14 +79,14 @@ impl Aws {
     }
 
     /// From now on the control plane's own identity is a role that the user assumes.
-    async fn be_the_user(&mut self) -> Result<()> {
+    pub(super) async fn be_the_user(&mut self) -> Result<()> {
         let key = self.new_key().await?;
         self.sessions.set_container(key);
         Ok(())
     }
 
     /// From now on the control plane's own identity is one that AWS does not know, and what it was is over.
-    fn be_nobody(&self) {
+    pub(super) fn be_nobody(&self) {
         self.sessions.set_container(AccessKey {
             id: "ASIANOBODY0000000000".into(),
             secret: "nothing".into(),
@@ -115,7 +114,7 @@ pub(super) fn malformed() -> Vec<(Value, &'static str)> {
     ]
 }
 
-fn wrong() -> Wrong {
+pub(super) fn wrong() -> Wrong {
     Wrong::Stored(json!({ "access_key_id": "AKIANOBODY0000000000", "secret_access_key": "nothing" }))
 }
 
@@ -142,7 +141,7 @@ impl Method for Keys {
     }
 
     async fn withdraw(&mut self) -> Result<()> {
-        self.0.delete_key().await?;
+        self.0.delete_key().await;
         self.0.sessions.end_sessions();
         Ok(())
     }
@@ -207,7 +206,7 @@ impl Method for Role {
     }
 
     async fn withdraw(&mut self) -> Result<()> {
-        self.aws.delete_key().await?;
+        self.aws.delete_key().await;
         self.aws.sessions.end_sessions();
         Ok(())
     }
@@ -235,7 +234,7 @@ async fn a_role_of_aws_assumed_with_stored_keys_keeps_every_promise() -> Result<
 }
 
 /// A control plane whose environment says where the keys of its container are.
-async fn planes_in_a_container(aws: &mut Aws) -> Result<Planes> {
+pub(super) async fn planes_in_a_container(aws: &mut Aws) -> Result<Planes> {
     aws.be_the_user().await?;
     let options = Options::default()
         .control_plane_flag("--own-identity-hosts", "127.0.0.1")
@@ -283,10 +282,7 @@ impl Method for OwnKeys {
 async fn our_own_keys_of_aws_keep_every_promise() -> Result<()> {
     let mut aws = Aws::start().await?;
     let planes = planes_in_a_container(&mut aws).await?;
-    let log = planes.logs()?; //DBG
-    let d = keeps_every_promise(planes, OwnKeys(aws)).await;
-    drop(log);
-    d
+    keeps_every_promise(planes, OwnKeys(aws)).await
 }
 
 struct OwnRole {

@@ -179,6 +179,7 @@ fn says_what_to_do(told: &Value) -> bool {
 }
 
 /// Tries everything that is promised, and tells what could not be.
+#[expect(clippy::print_stdout, reason = "the table, for whoever reads along")]
 async fn keeps_every_promise<M: Method>(planes: Planes, method: M) -> Result<()> {
     let (node, control_plane) = (planes.rest(0)?, planes.control_plane_rest()?);
     let mut bed = Bed { planes, node, control_plane, method, main: String::new() };

@@ -6,9 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use scaivault_tests::fakes::aws_sessions::{AwsSessions, Call};
 use scaivault_tests::planes::{Options, Planes};
 use scaivault_tests::servers::moto::{self, AccessKey, Client, Moto, REGION};
+use scaivault_tests::wait;
 use serde_json::{Value, json};
 
-use super::{Method, SECRET, SHORT, VALUE, Wrong, grant, keeps_every_promise};
+use super::{Method, SECRET, SHORT, VALUE, Wrong, grant, keeps_every_promise, path};
 
 /// The user whose keys are stored, or are the control plane's own.
 const USER: &str = "reader";
@@ -354,4 +355,27 @@ async fn a_role_of_aws_assumed_with_our_own_keys_keeps_every_promise() -> Result
     let mut aws = Aws::start().await?;
     let planes = planes_in_a_container(&mut aws).await?;
     keeps_every_promise(planes, OwnRole { aws, external_ids: Vec::new() }).await
+}
+
+#[tokio::test]
+async fn the_keys_in_our_environment_are_an_identity_too() -> Result<()> {
+    let aws = Aws::start().await?;
+    let options = Options::default()
+        .control_plane_flag("--own-identity-hosts", "127.0.0.1")
+        .control_plane_variable("AWS_ACCESS_KEY_ID", &aws.key.id)
+        .control_plane_variable("AWS_SECRET_ACCESS_KEY", &aws.key.secret);
+    let planes = Planes::start(options).await?;
+    let (node, control_plane) = (planes.rest(0)?, planes.control_plane_rest()?);
+    grant(&node, &["aws"]).await?;
+    let mut backend = aws.backend(&json!({}));
+    let more = json!({ "name": "own", "mode": "proxy", "path_mapping": { "own/*": "*" } });
+    scaivault_tests::planes::merge(&mut backend, &more);
+    node.configure(backend).await?;
+    for plane in [&node, &control_plane] {
+        let read = async || Ok((plane.get(&path("own")).await?.status == 200).then_some(()));
+        wait::until("the backend is read", read).await?;
+    }
+    // Keys of a user reach no node: it has a session of them.
+    ensure!(aws.calls(&["GetSessionToken"]).len() == 1, "{:?}", aws.calls(&["GetSessionToken"]));
+    Ok(())
 }

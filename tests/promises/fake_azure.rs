@@ -8,7 +8,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaEncoding, RsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use reqwest::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::header::{CONTENT_TYPE, DATE, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Client, Method, Response};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -280,6 +280,21 @@ async fn azure_lists_25_secrets_a_page_without_values_or_versions() -> Result<()
     assert_eq!((second["value"].as_array().unwrap().len(), &second["nextLink"]), (1, &Value::Null));
     assert_eq!(azure.get("/secrets?api-version=7.4&maxresults=26").await?.0, 400);
     assert_eq!(azure.fake.calls(Operation::List), 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn azure_dates_its_answers_by_its_own_clock() -> Result<()> {
+    let azure = Azure::with(&ALL_RIGHTS).await?;
+    azure.fake.advance(Duration::from_secs(60));
+    azure.fake.put("db", "secret");
+    let response = azure.send(Method::GET, "/secrets/db?api-version=7.4", None).await?;
+    let date = response.headers().get_all(DATE).iter().map(|date| date.to_str().unwrap_or_default());
+    let [date] = date.collect::<Vec<_>>()[..] else { anyhow::bail!("one date") };
+    let date = jiff::fmt::rfc2822::parse(date)?.timestamp().as_second();
+    assert!((58..65).contains(&(date - now())), "{}", date - now());
+    let created = taken(response).await?.1["attributes"]["created"].as_i64().context("a time")?;
+    assert!((0..=5).contains(&(date - created)), "{date} {created}");
     Ok(())
 }
 

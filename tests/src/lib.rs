@@ -8,6 +8,7 @@ pub mod collector;
 pub mod fakes;
 pub mod faults;
 pub mod http;
+pub mod http_faults;
 pub mod planes;
 pub mod ports;
 pub mod process;

@@ -321,6 +321,32 @@ fn backend() -> federation::Backend {
     }
 }
 
+fn check(name: &str, outcome: &str, detail: &str, next_step: &str) -> federation::BackendCheck {
+    federation::BackendCheck {
+        name: name.to_owned(),
+        outcome: outcome.to_owned(),
+        detail: detail.to_owned(),
+        next_step: next_step.to_owned(),
+        latency_ms: (outcome != "skipped").then_some(12),
+    }
+}
+
+fn passed_test() -> federation::BackendTest {
+    let checks = vec![
+        check("login", "ok", "the store takes the login", ""),
+        check("list", "warning", "0 names seen", "compare the templates"),
+    ];
+    federation::BackendTest { passed: true, checks }
+}
+
+fn failed_test() -> federation::BackendTest {
+    let checks = vec![
+        check("login", "failed", "the backend refused the login", "check the credential"),
+        check("list", "skipped", "`login` failed", ""),
+    ];
+    federation::BackendTest { passed: false, checks }
+}
+
 /// A server with one backend, that keeps what was asked to be stored.
 async fn with_backend() -> (Running, Arc<Mutex<Option<federation::UpdateBackendRequest>>>) {
     let kept = Arc::new(Mutex::new(None));
@@ -340,19 +366,26 @@ async fn with_backend() -> (Running, Arc<Mutex<Option<federation::UpdateBackendR
                 *created.lock().expect("no test panicked") = Some(federation::UpdateBackendRequest {
                     backend: backend.clone(),
                     adopt: request.adopt,
+                    validate_only: request.validate_only,
                     ..Default::default()
                 });
-                Ok(federation::CreateBackendResponse { backend })
+                let test = request.validate_only.then(failed_test);
+                Ok(federation::CreateBackendResponse { backend, test })
             },
         )
         .on(
             "federation.v1.FederationService/UpdateBackend",
             move |request: federation::UpdateBackendRequest| {
                 let backend = request.backend.clone();
+                let test = request.validate_only.then(passed_test);
                 *updated.lock().expect("no test panicked") = Some(request);
-                Ok(federation::UpdateBackendResponse { backend })
+                Ok(federation::UpdateBackendResponse { backend, test })
             },
         )
+        .on("federation.v1.FederationService/TestBackend", |request: federation::TestBackendRequest| {
+            assert_eq!(request.id, ID);
+            Ok(federation::TestBackendResponse { test: Some(passed_test()) })
+        })
         .on(
             "federation.v1.FederationService/GetBackendStatus",
             |request: federation::GetBackendStatusRequest| {
@@ -393,6 +426,64 @@ async fn a_backend_is_added_from_options_in_their_order() {
         panic!("no config")
     };
     assert_eq!(config.tls_verify, Some(false));
+}
+
+#[tokio::test]
+async fn a_stored_backend_is_tested_by_its_name() {
+    let (server, _) = with_backend().await;
+    let table = server.run("backend test vault-prod").await.expect("passed").out;
+    for line in [
+        "CHECK  OUTCOME  TOOK  FOUND",
+        "login  ok       12ms  the store takes the login",
+        "list   warning  12ms  0 names seen",
+        "list  compare the templates",
+    ] {
+        assert!(table.lines().any(|l| l == line), "{line} is not in\n{table}");
+    }
+    let json = server.run("backend test vault-prod -o json").await.expect("passed").out;
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json["passed"], &json["checks"][0]["outcome"]), (&true.into(), &"ok".into()));
+    let yaml = server.run(&format!("backend test {ID} -o yaml")).await.expect("passed").out;
+    assert!(yaml.starts_with("passed: true\n"), "{yaml}");
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_not_stored_is_tested_from_a_file_and_from_options() {
+    let (server, kept) = with_backend().await;
+    let document = serde_json::json!({
+        "name": "vault-prod", "type": "hashicorp-vault", "mode": "proxy", "path_mapping": {"a/**": "kv/**"},
+        "config": {"endpoint": "https://v", "auth_method": "token", "auth_config_path": "c"},
+    });
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(document.to_string().as_bytes()).expect("written");
+    let file = file.path().to_str().expect("UTF-8");
+    let options = words(
+        "backend add vault-prod --type hashicorp-vault --endpoint https://v --auth-method token \
+         --auth-config-path c --map a/**=kv/** --validate-only",
+    );
+    let from_file = vec!["backend", "test", "--file", file];
+    for command in [&from_file, &vec!["backend", "add", "--validate-only", "--file", file], &options] {
+        let failure = server.run_with(command, b"").await.expect_err("a check failed");
+        assert_eq!(failure.exit(), Exit::Server, "{command:?}");
+        assert_eq!(told(&failure), "error: the test failed: `login`\nnext: check the credential\n");
+        assert!(kept.lock().expect("no test panicked").take().expect("a request").validate_only);
+    }
+}
+
+#[tokio::test]
+async fn a_change_is_tested_before_it_is_made() {
+    let (server, kept) = with_backend().await;
+    let command = "backend set vault-prod --namespace acme --validate-only -o json";
+    let printed = server.run(command).await.expect("passed");
+    assert!(printed.notes.contains("nothing was stored"), "{printed:?}");
+    let json: serde_json::Value = serde_json::from_str(&printed.out).expect("JSON");
+    assert_eq!(
+        (&json["test"]["passed"], &json["backend"]["config"]["namespace"]),
+        (&true.into(), &"acme".into())
+    );
+    let sent = kept.lock().expect("no test panicked").take().expect("a request");
+    assert!(sent.validate_only);
+    assert_eq!(sent.update_mask.map(|mask| mask.paths), Some(vec!["hashicorp_vault".into()]));
 }
 
 #[tokio::test]

@@ -141,7 +141,7 @@ impl Vault {
         let new = self.backend(&mounts);
         let made = match existing {
             None => {
-                let request = CreateBackendRequest { backend: Some(new), adopt: false };
+                let request = CreateBackendRequest { backend: Some(new), ..Default::default() };
                 federation.create_backend(request).await.map_err(refused)?.into_inner().backend
             }
             Some(existing) => {

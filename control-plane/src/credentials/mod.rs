@@ -163,6 +163,45 @@ struct Login {
     turn: tokio::sync::Mutex<()>,
 }
 
+impl Login {
+    fn new(key: &LeaseKey, provider: &Provider, holder: Holder, budgets: &Budgets) -> Self {
+        Login {
+            key: key.clone(),
+            provider: provider.clone(),
+            holder,
+            budget: budgets.of(&key.tenant, provider),
+            state: watch::Sender::new(State::Empty),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+/// A lease that nobody else has. It is revoked when it is dropped, if it was made for us.
+pub struct TemporaryLease {
+    login: Arc<Login>,
+    held: Arc<Held>,
+    egress: Egress,
+}
+
+impl fmt::Debug for TemporaryLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TemporaryLease").field("lease", &self.held.lease.id).finish_non_exhaustive()
+    }
+}
+
+impl TemporaryLease {
+    /// The lease.
+    pub fn lease(&self) -> &Lease {
+        &self.held.lease
+    }
+}
+
+impl Drop for TemporaryLease {
+    fn drop(&mut self) {
+        revoke_later(self.login.clone(), self.held.clone(), Duration::ZERO, &self.egress);
+    }
+}
+
 /// What a node can be told of a lease.
 #[derive(Clone, Debug)]
 pub enum NodeLease {
@@ -338,14 +377,7 @@ impl Credentials {
         {
             return login.clone();
         }
-        let login = Arc::new(Login {
-            key: key.clone(),
-            provider: provider.clone(),
-            holder,
-            budget: self.budgets.of(&key.tenant, provider),
-            state: watch::Sender::new(State::Empty),
-            turn: tokio::sync::Mutex::default(),
-        });
+        let login = Arc::new(Login::new(key, provider, holder, &self.budgets));
         if let Some(before) = logins.insert((key.clone(), holder), login.clone())
             && let State::Held(held) = before.state.send_replace(State::Empty)
         {
@@ -428,6 +460,16 @@ impl Credentials {
         result
     }
 
+    /// Logs in anew, with the credential as it is stored now, beside every login that is held.
+    ///
+    /// # Errors
+    /// Why there is no login.
+    pub async fn try_login(&self, key: &LeaseKey, provider: &Provider) -> Result<TemporaryLease, Error> {
+        let login = Arc::new(Login::new(key, provider, Holder::ControlPlane, &self.budgets));
+        let held = Arc::new(hold(self.log_in(&login).await?));
+        Ok(TemporaryLease { login, held, egress: self.egress.clone() })
+    }
+
     async fn log_in(&self, login: &Arc<Login>) -> Result<Issued, Error> {
         let tenant = &login.key.tenant;
         let attempt = async {
@@ -436,9 +478,7 @@ impl Credentials {
                 None => None,
             };
             // Checked at every login: the operator may have taken the identity away, or the host from the list.
-            self.check_own(tenant, &login.provider)
-                .await
-                .map_err(|error| Error { reason: Reason::BackendLoginFailed, ..error })?;
+            self.check_own(tenant, &login.provider).await.map_err(no_longer_ours)?;
             let asking = Asking {
                 key: &login.key,
                 holder: login.holder,
@@ -605,6 +645,16 @@ fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration, egress: &Eg
         // Best effort: what cannot be revoked ends by itself.
         login::revoke(&login.provider, &held.lease.material, &egress).await;
     });
+}
+
+/// Why a login with an identity of ours is refused that was configured when it was allowed.
+fn no_longer_ours(error: Error) -> Error {
+    if !matches!(error.reason, Reason::PermissionDenied | Reason::InvalidConfig) {
+        return error;
+    }
+    let next = error.what_next().to_owned();
+    let detail = error.violations.into_iter().next().map(|violation| violation.detail).unwrap_or_default();
+    Error::new(Reason::BackendLoginFailed, detail).next(next)
 }
 
 /// The stored credential cannot be used.

@@ -16,6 +16,7 @@ use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::Clock;
 use scaivault_domain::{Error, Reason};
 
+use super::testing::Trials;
 use super::{ATTEMPTS, Committed, Configuration, Configurations, contended, settle};
 use crate::audit::Audit;
 use crate::credentials::Credentials;
@@ -68,16 +69,26 @@ pub struct Consent {
     pub losing: Losing,
 }
 
+/// A change that is allowed and whole, but for the commit.
+pub(super) struct Planned {
+    /// What will be stored.
+    pub(super) record: BackendRecord,
+    /// What is stored; `None`: nothing yet.
+    pub(super) before: Option<(BackendRecord, RowVersion)>,
+    tx: Tx,
+}
+
 /// The service of backends.
 #[derive(Debug)]
 pub struct Federation {
     records: Records,
-    configurations: Arc<Configurations>,
-    credentials: Arc<Credentials>,
+    pub(super) configurations: Arc<Configurations>,
+    pub(super) credentials: Arc<Credentials>,
     syncs: Arc<Syncs>,
-    audit: Arc<Audit>,
-    clock: Arc<dyn Clock>,
-    limits: Limits,
+    pub(super) audit: Arc<Audit>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) limits: Limits,
+    pub(super) trials: Arc<Trials>,
 }
 
 impl Federation {
@@ -91,7 +102,8 @@ impl Federation {
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> Self {
-        Federation { records, configurations, credentials, syncs, audit, clock, limits }
+        let trials = Arc::default();
+        Federation { records, configurations, credentials, syncs, audit, clock, limits, trials }
     }
 
     /// Configures a backend.
@@ -106,11 +118,8 @@ impl Federation {
         spec: BackendSpec,
         covered: Covered,
     ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
-        let mut random = [0; 10];
-        getrandom::fill(&mut random).map_err(|_| Error::internal())?;
-        let id = BackendId::from_random(random);
         let consent = Consent { covered, losing: Losing::Refused };
-        self.change(allowed, origin, &id, consent, |_| Ok(spec.clone())).await
+        self.change(allowed, origin, &new_id()?, consent, |_| Ok(spec.clone())).await
     }
 
     /// Changes a backend: `edit` makes the new configuration of the old one.
@@ -126,12 +135,7 @@ impl Federation {
         consent: Consent,
         edit: impl Fn(&BackendSpec) -> Result<BackendSpec, Error>,
     ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
-        self.change(allowed, origin, id, consent, |before| {
-            let (record, version) = before.ok_or_else(gone)?;
-            check_version(*version, expected)?;
-            edit(&record.spec)
-        })
-        .await
+        self.change(allowed, origin, id, consent, |before| edited(before, expected, &edit)).await
     }
 
     async fn change(
@@ -142,49 +146,15 @@ impl Federation {
         consent: Consent,
         decide: impl Fn(Option<&(BackendRecord, RowVersion)>) -> Result<BackendSpec, Error>,
     ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
-        let tenant = allowed.tenant();
         for _ in 0..ATTEMPTS {
-            let configuration = self.configurations.of(tenant).await?;
-            let before = configuration.backend(id).ok();
-            let mut spec = decide(before)?;
-            let old = before.map(|(record, _)| &record.spec);
-            let mut random = [0; 16];
-            getrandom::fill(&mut random).map_err(|_| Error::internal())?;
-            spec.provider = spec.provider.with_external_id(old.map(|old| &old.provider), random)?;
-            spec.authorize_change(old, allowed.caller())?;
-            self.check_limits(&spec)?;
-            spec.provider.kind().naming().check(&spec.mapping)?;
-            spec.sync.check(spec.mode, spec.mapping.rules(), self.limits.sync_interval)?;
-            check_against_others(&configuration, id, &spec)?;
-            if old.is_none_or(|old| old.provider != spec.provider) {
-                self.check_egress(&spec).await?;
-                self.credentials.check(tenant, &spec.provider).await?;
-            }
-            if consent.covered == Covered::Refused && old.is_none_or(|old| old.mapping != spec.mapping) {
-                self.check_covered(tenant, &spec.mapping, old.map(|old| &old.mapping)).await?;
-            }
-
-            let now = self.clock.now();
-            let generation = configuration.generation + 1;
-            let record = BackendRecord {
-                id: id.clone(),
-                spec,
-                generation,
-                created: before.map_or(now, |(record, _)| record.created),
-                updated: now,
-            };
-            let key = Key::new(tenant, Space::Backend, id.as_str());
-            let tx = self.next_generation(&configuration).put(key.clone(), self.records.seal(&key, &record));
-            let change = Reconfiguration {
-                before: old,
-                after: Some(&record.spec),
-                leaving: Leaving::Detached,
-                losing: consent.losing,
-            };
-            let at = LeaseKey { tenant: tenant.clone(), backend: id.clone() };
-            let tx = self.syncs.reconfigure(tx, &at, generation, &change).await?;
-            let mut row =
-                AuditRow::new(allowed.caller(), origin, Action::BackendWrite, record.spec.name.as_str(), now);
+            let Planned { record, tx, .. } = self.plan(allowed, id, consent, &decide).await?;
+            let mut row = AuditRow::new(
+                allowed.caller(),
+                origin,
+                Action::BackendWrite,
+                record.spec.name.as_str(),
+                record.updated,
+            );
             row.backend = Some(id.to_string());
             if let Some(revision) = settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
                 self.syncs.nudge();
@@ -192,6 +162,68 @@ impl Federation {
             }
         }
         Err(contended())
+    }
+
+    /// Decides a change and checks everything about it; nothing has happened yet.
+    pub(super) async fn plan(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        id: &BackendId,
+        consent: Consent,
+        decide: impl Fn(Option<&(BackendRecord, RowVersion)>) -> Result<BackendSpec, Error>,
+    ) -> Result<Planned, Error> {
+        let tenant = allowed.tenant();
+        let configuration = self.configurations.of(tenant).await?;
+        let before = configuration.backend(id).ok();
+        let mut spec = decide(before)?;
+        let old = before.map(|(record, _)| &record.spec);
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|_| Error::internal())?;
+        spec.provider = spec.provider.with_external_id(old.map(|old| &old.provider), random)?;
+        spec.authorize_change(old, allowed.caller())?;
+        self.check_spec(&configuration, id, &spec)?;
+        if old.is_none_or(|old| old.provider != spec.provider) {
+            self.check_egress(&spec).await?;
+            self.credentials.check(tenant, &spec.provider).await?;
+        }
+        if consent.covered == Covered::Refused && old.is_none_or(|old| old.mapping != spec.mapping) {
+            self.check_covered(tenant, &spec.mapping, old.map(|old| &old.mapping)).await?;
+        }
+
+        let now = self.clock.now();
+        let generation = configuration.generation + 1;
+        let record = BackendRecord {
+            id: id.clone(),
+            spec,
+            generation,
+            created: before.map_or(now, |(record, _)| record.created),
+            updated: now,
+        };
+        let key = Key::new(tenant, Space::Backend, id.as_str());
+        let tx = self.next_generation(&configuration).put(key.clone(), self.records.seal(&key, &record));
+        let change = Reconfiguration {
+            before: old,
+            after: Some(&record.spec),
+            leaving: Leaving::Detached,
+            losing: consent.losing,
+        };
+        let at = LeaseKey { tenant: tenant.clone(), backend: id.clone() };
+        let tx = self.syncs.reconfigure(tx, &at, generation, &change).await?;
+        let before = before.cloned();
+        Ok(Planned { record, before, tx })
+    }
+
+    /// The rules of a configuration by itself, and beside the others of its tenant.
+    pub(super) fn check_spec(
+        &self,
+        configuration: &Configuration,
+        id: &BackendId,
+        spec: &BackendSpec,
+    ) -> Result<(), Error> {
+        self.check_limits(spec)?;
+        spec.provider.kind().naming().check(&spec.mapping)?;
+        spec.sync.check(spec.mode, spec.mapping.rules(), self.limits.sync_interval)?;
+        check_against_others(configuration, id, spec)
     }
 
     /// Deletes a backend's configuration; what is in the remote store stays as it is. Its copies become ordinary local
@@ -264,7 +296,7 @@ impl Federation {
     }
 
     /// Refuses an endpoint that could not be connected to anyway. Asked after the rights: it looks names up.
-    async fn check_egress(&self, spec: &BackendSpec) -> Result<(), Error> {
+    pub(super) async fn check_egress(&self, spec: &BackendSpec) -> Result<(), Error> {
         for (field, endpoint) in spec.provider.endpoints() {
             let Err(error) = self.limits.egress.check_resolved(&endpoint).await else { continue };
             let BackendError::EndpointRefused(what) = &error else { return Err(error.into()) };
@@ -311,6 +343,24 @@ impl Federation {
         Err(Error::field(Reason::LocalSecretsCovered, "/path_mapping", detail)
             .next("move them, narrow the mapping, or send `\"adopt\": true` to hide them"))
     }
+}
+
+/// The id of a backend that is to be.
+pub(super) fn new_id() -> Result<BackendId, Error> {
+    let mut random = [0; 10];
+    getrandom::fill(&mut random).map_err(|_| Error::internal())?;
+    Ok(BackendId::from_random(random))
+}
+
+/// What `edit` makes of the configuration that is there.
+pub(super) fn edited(
+    before: Option<&(BackendRecord, RowVersion)>,
+    expected: Option<RowVersion>,
+    edit: impl Fn(&BackendSpec) -> Result<BackendSpec, Error>,
+) -> Result<BackendSpec, Error> {
+    let (record, version) = before.ok_or_else(gone)?;
+    check_version(*version, expected)?;
+    edit(&record.spec)
 }
 
 /// Whether `caller` may delete every path of a backend.

@@ -132,7 +132,7 @@ impl Cycle<'_> {
         let mut listing = Listing::default();
         let mut refused = None;
         let mut answered = false;
-        for root in self.roots() {
+        for root in self.backend.roots(self.rules) {
             let mut survey = backend.survey(root.as_ref());
             loop {
                 match survey.next().await {
@@ -163,47 +163,12 @@ impl Cycle<'_> {
         match refused {
             Some(failed) if !answered => Err(failed),
             _ => {
-                listing.names.extend(self.literals());
+                let literals = self.backend.literal_names(self.rules);
+                let unseen = |(_, name)| Listed { name, token: None, state: None, metadata: None };
+                listing.names.extend(literals.map(unseen));
                 Ok(listing)
             }
         }
-    }
-
-    /// The folders to list, none of them twice or within another.
-    fn roots(&self) -> Vec<Option<RemoteName>> {
-        if !self.backend.target.kind().naming().has_slashes() {
-            // Without folders there is nothing to list but everything.
-            let is_listed = |index: &usize| !self.backend.mapping.rules()[*index].pattern.is_literal();
-            return self.rules.iter().any(is_listed).then_some(None).into_iter().collect();
-        }
-        let literals: BTreeSet<Vec<&str>> = self
-            .rules
-            .iter()
-            .map(|index| &self.backend.mapping.rules()[*index])
-            .filter(|rule| !rule.pattern.is_literal())
-            .map(|rule| rule.template.literal_prefix().collect())
-            .collect();
-        // What stores read into a segment they read into it at the end of a root, too.
-        let within = |inner: &[&str], outer: &[&str]| {
-            inner.len() > outer.len()
-                && inner.starts_with(outer)
-                && !inner[outer.len()..].iter().any(|segment| matches!(*segment, "data" | "metadata"))
-        };
-        literals
-            .iter()
-            .filter(|inner| !literals.iter().any(|outer| !outer.is_empty() && within(inner, outer)))
-            .map(|root| (!root.is_empty()).then(|| RemoteName::new(root.join("/"))))
-            .collect()
-    }
-
-    /// The names of rules without wildcards: nothing has to be listed to know them.
-    fn literals(&self) -> impl Iterator<Item = Listed> {
-        self.rules.iter().filter_map(|index| {
-            let pattern = &self.backend.mapping.rules()[*index].pattern;
-            let path = SecretPath::check(pattern.as_str()).ok().filter(|_| pattern.is_literal())?;
-            let (_, name) = self.backend.forward(&path)?;
-            Some(Listed { name: name?, token: None, state: None, metadata: None })
-        })
     }
 
     /// What our store has at the paths of every synced rule.

@@ -18,7 +18,7 @@ use crate::budget::Quota;
 use crate::connection::{Connection, Effort, Leases};
 use crate::guard::Retry;
 use crate::survey::{Calls, Found, Step, SurveyPage};
-use crate::{BackendError, Class, Lease, RemoteSecret, RemoteVersion, SecretBackend as _};
+use crate::{BackendError, Class, Lease, Operation, RemoteSecret, RemoteVersion, SecretBackend as _};
 
 /// Time for the pauses between attempts, whatever the attempts themselves may take.
 const PAUSES: Duration = Duration::from_secs(60);
@@ -123,7 +123,7 @@ impl<L: Leases> Background<L> {
             };
             tokio::spawn(rest.in_current_span());
         }
-        answered.await.unwrap_or_else(|_| Err(self.connection.failed(ENDED)))
+        answered.await.unwrap_or_else(|_| Err(self.connection.failed(ENDED, None)))
     }
 
     fn gathered(&self) -> MutexGuard<'_, Vec<Gathered>> {
@@ -137,7 +137,7 @@ impl<L: Leases> Background<L> {
             let told = match secrets.next() {
                 Some(Ok(secret)) => Ok(secret),
                 Some(Err(cause)) if matches!(cause.class(), Class::NotFound | Class::Forbidden) => {
-                    Err(self.connection.failed(cause))
+                    Err(self.connection.failed(cause, Some(Operation::Read)))
                 }
                 // A fault of one of many says little: by itself it is tried again, with another login if need be.
                 Some(Err(_)) | None => {
@@ -164,7 +164,7 @@ impl<L: Leases> Background<L> {
                 run.connection.backend().read_many(&lease, &names).await
             }
         };
-        let effort = self.effort("read", Quota::Lists, self.timeout);
+        let effort = self.effort("read", Operation::ReadMany, Quota::Lists, self.timeout);
         self.connection.guarded(effort, call).await.unwrap_or_default()
     }
 
@@ -177,7 +177,7 @@ impl<L: Leases> Background<L> {
                 run.certain(&lease, answer).await
             }
         };
-        self.connection.guarded(self.effort("read", Quota::Values, self.timeout), call).await
+        self.connection.guarded(self.effort("read", Operation::Read, Quota::Values, self.timeout), call).await
     }
 
     /// The value of a version of `name`.
@@ -197,7 +197,7 @@ impl<L: Leases> Background<L> {
                 run.certain(&lease, answer).await
             }
         };
-        self.connection.guarded(self.effort("read", Quota::Values, self.timeout), call).await
+        self.connection.guarded(self.effort("read", Operation::Read, Quota::Values, self.timeout), call).await
     }
 
     /// The versions that the backend still knows of, oldest first.
@@ -213,7 +213,9 @@ impl<L: Leases> Background<L> {
                 run.certain(&lease, answer).await
             }
         };
-        self.connection.guarded(self.effort("history", Quota::Metadata, self.timeout), call).await
+        self.connection
+            .guarded(self.effort("history", Operation::History, Quota::Metadata, self.timeout), call)
+            .await
     }
 
     /// Begins to look at every secret below `root` (`None`: in the whole store).
@@ -230,7 +232,7 @@ impl<L: Leases> Background<L> {
             async move { run.connection.backend().survey(&lease, &step, &run.calls).await }
         };
         let quota = self.connection.backend().step_quota(&step);
-        let effort = self.effort("list", quota, self.timeout.max(SHORTEST_SURVEY_CALL));
+        let effort = self.effort("list", Operation::List, quota, self.timeout.max(SHORTEST_SURVEY_CALL));
         let found = self.connection.guarded(effort, call).await;
         self.calls.debit(&self.connection.budget());
         found
@@ -247,8 +249,9 @@ impl<L: Leases> Background<L> {
         answer
     }
 
-    fn effort(&self, operation: &'static str, quota: Quota, attempt: Duration) -> Effort {
-        Effort { operation, quota, retry: Retry::BACKGROUND, attempt, whole: attempt * 4 + PAUSES }
+    fn effort(&self, operation: &'static str, needs: Operation, quota: Quota, attempt: Duration) -> Effort {
+        let needs = Some(needs);
+        Effort { operation, needs, quota, retry: Retry::BACKGROUND, attempt, whole: attempt * 4 + PAUSES }
     }
 }
 
@@ -295,7 +298,7 @@ impl<L: Leases> Survey<L> {
                 self.taken.spawn(self.run.clone().step(step).in_current_span());
             }
             let Some(taken) = self.taken.join_next().await else { return Ok(None) };
-            match self.take(taken.unwrap_or_else(|_| Err(self.run.connection.failed(ENDED)))) {
+            match self.take(taken.unwrap_or_else(|_| Err(self.run.connection.failed(ENDED, None)))) {
                 Ok(page) if page == SurveyPage::default() => {}
                 Ok(page) => return Ok(Some(page)),
                 Err(failed) => {
@@ -315,13 +318,13 @@ impl<L: Leases> Survey<L> {
                 let goes_back = !self.seen.insert(hash(after));
                 if goes_back || self.empty > MOST_EMPTY_PAGES {
                     let fault = BackendError::InvalidAnswer("a listing that does not come to its end");
-                    return Err(self.run.connection.failed(fault));
+                    return Err(self.run.connection.failed(fault, None));
                 }
             }
         }
         self.entries += page.secrets.len() + page.forbidden.len() + next.len();
         if self.entries > MOST_ENTRIES {
-            return Err(self.run.connection.failed(BackendError::TooLarge));
+            return Err(self.run.connection.failed(BackendError::TooLarge, None));
         }
         self.open.extend(next);
         Ok(page)

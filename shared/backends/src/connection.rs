@@ -20,7 +20,10 @@ use crate::budget::{Budget, Cost, Quota};
 use crate::coalesce::Coalescer;
 use crate::egress::Egress;
 use crate::guard::{Guard, Limits, Retry};
-use crate::{Backend, BackendError, Lease, Page, PageToken, RemoteSecret, RemoteVersion, SecretBackend as _};
+use crate::permission::allow;
+use crate::{
+    Backend, BackendError, Lease, Operation, Page, PageToken, RemoteSecret, RemoteVersion, SecretBackend as _,
+};
 
 /// Where leases come from: the control plane's logins, or what a node was given.
 pub trait Leases: Send + Sync + 'static {
@@ -93,7 +96,7 @@ impl<L: Leases> Connection<L> {
             }
             outcome => outcome,
         };
-        outcome.map_err(|error| named(error, &self.name))
+        outcome.map_err(|error| self.failed(error, Some(Operation::Read)).shown)
     }
 
     async fn shared_read(
@@ -132,7 +135,9 @@ impl<L: Leases> Connection<L> {
             let (connection, name) = (self.clone(), name.clone());
             async move { connection.backend.history(&lease, &name).await }
         };
-        let mut history = self.guarded(Effort::prompt("history", Quota::Metadata, timeout), call).await?;
+        let mut history = self
+            .guarded(Effort::prompt("history", Some(Operation::History), Quota::Metadata, timeout), call)
+            .await?;
         history.reverse();
         Ok(history)
     }
@@ -151,7 +156,7 @@ impl<L: Leases> Connection<L> {
             let (connection, folder, after) = (self.clone(), folder.cloned(), after.cloned());
             async move { connection.backend.list(&lease, folder.as_ref(), after.as_ref()).await }
         };
-        Ok(self.guarded(Effort::prompt("list", Quota::Lists, timeout), call).await?)
+        Ok(self.guarded(Effort::prompt("list", Some(Operation::List), Quota::Lists, timeout), call).await?)
     }
 
     /// Asks the backend whether it answers and takes our login.
@@ -163,7 +168,7 @@ impl<L: Leases> Connection<L> {
             let connection = self.clone();
             async move { connection.backend.probe(&lease).await }
         };
-        Ok(self.guarded(Effort::prompt("probe", Quota::Lists, timeout), call).await?)
+        Ok(self.guarded(Effort::prompt("probe", None, Quota::Lists, timeout), call).await?)
     }
 
     /// What a run of work that nobody waits for does with the backend; `timeout` is for each call.
@@ -207,7 +212,7 @@ impl<L: Leases> Connection<L> {
             let cost = Cost::one(&budget, effort.quota);
             match self.guard.call(effort.retry, cost, left, attempt).await {
                 Err(BackendError::LoginExpired) if refused.is_none() => refused = Some(lease.id.clone()),
-                outcome => return outcome.map_err(|cause| self.failed(cause)),
+                outcome => return outcome.map_err(|cause| self.failed(cause, effort.needs)),
             }
         }
     }
@@ -222,8 +227,14 @@ impl<L: Leases> Connection<L> {
         backend_call(&self.key.backend, self.target.kind().as_str(), operation, class, call)
     }
 
-    pub(crate) fn failed(&self, cause: BackendError) -> Failed {
-        Failed { shown: named(cause.clone(), &self.name), cause }
+    /// What failed, of which `needs` says what would have to be allowed for it.
+    pub(crate) fn failed(&self, cause: BackendError, needs: Option<Operation>) -> Failed {
+        let shown = named(cause.clone(), &self.name);
+        let shown = match (&cause, needs) {
+            (BackendError::Forbidden, Some(operation)) => shown.next(allow(self.target.kind(), operation)),
+            _ => shown,
+        };
+        Failed { cause, shown }
     }
 
     /// A backend that cannot be reached for a login cannot be reached: the breaker counts that too.
@@ -240,7 +251,7 @@ impl<L: Leases> Connection<L> {
             }
             Reason::NoLease => {
                 self.guard.count(BackendError::Timeout).await;
-                self.failed(BackendError::Timeout)
+                self.failed(BackendError::Timeout, None)
             }
             Reason::BackendThrottled => {
                 Failed { cause: BackendError::Throttled { retry_after: shown.retry_after }, shown }
@@ -264,6 +275,8 @@ impl<L: Leases> Connection<L> {
 pub(crate) struct Effort {
     /// What for, e.g. `read`.
     pub(crate) operation: &'static str,
+    /// What must be allowed for it, if it needs more than a login.
+    pub(crate) needs: Option<Operation>,
     /// What each attempt uses up.
     pub(crate) quota: Quota,
     pub(crate) retry: Retry,
@@ -274,8 +287,8 @@ pub(crate) struct Effort {
 }
 
 impl Effort {
-    fn prompt(operation: &'static str, quota: Quota, timeout: Duration) -> Self {
-        Effort { operation, quota, retry: Retry::PROXIED_READ, attempt: timeout, whole: timeout }
+    fn prompt(operation: &'static str, needs: Option<Operation>, quota: Quota, timeout: Duration) -> Self {
+        Effort { operation, needs, quota, retry: Retry::PROXIED_READ, attempt: timeout, whole: timeout }
     }
 }
 

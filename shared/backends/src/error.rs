@@ -49,13 +49,22 @@ pub enum BackendError {
     /// The store cannot have such a name, so it was not asked.
     #[error("the backend cannot have such a name")]
     Unrepresentable,
+    /// The store has no way to do it, so it was not asked, or was asked for the rest.
+    #[error("the backend cannot do this: {0}")]
+    Unsupported(&'static str),
+    /// A value that the store would not take, so it was not sent.
+    #[error("the backend takes values of at most {most} bytes")]
+    ValueTooLarge {
+        /// The largest that it takes, in bytes.
+        most: usize,
+    },
     /// Not what this protocol allows.
     #[error("the backend gave an answer that is not its protocol: {0}")]
     InvalidAnswer(&'static str),
     /// A value that is not what its checksum says: it was damaged on its way, or over there.
     #[error("the backend gave a value that does not match its checksum")]
     Checksum,
-    /// Larger than we take.
+    /// An answer larger than we take.
     #[error("the backend gave an answer that is too large")]
     TooLarge,
     /// The breaker is open: the store failed too often to be asked now.
@@ -133,6 +142,8 @@ impl BackendError {
             BackendError::InvalidAnswer(_)
             | BackendError::Checksum
             | BackendError::TooLarge
+            | BackendError::Unsupported(_)
+            | BackendError::ValueTooLarge { .. }
             | BackendError::PreconditionLost
             | BackendError::InvalidConfig(_)
             | BackendError::EndpointRefused(_)
@@ -153,6 +164,8 @@ impl BackendError {
             BackendError::Open { .. }
                 | BackendError::Busy
                 | BackendError::Unrepresentable
+                | BackendError::Unsupported(_)
+                | BackendError::ValueTooLarge { .. }
                 | BackendError::EndpointRefused(_)
                 | BackendError::MountNotLiteral
         )
@@ -170,9 +183,9 @@ impl BackendError {
     /// What somebody can do about it, one sentence.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            BackendError::Forbidden => Some(
-                "let the policies of the backend's role allow `read` on the remote name, and `list` on its folder",
-            ),
+            BackendError::Forbidden => {
+                Some("let the policies of the store allow this to the backend's credential")
+            }
             BackendError::LoginExpired => Some("check the backend's credential and its expiry"),
             BackendError::EndpointRefused(_) => Some(EGRESS_HINT),
             BackendError::MountNotLiteral => Some(
@@ -210,6 +223,8 @@ impl From<BackendError> for Error {
             BackendError::NotActive(_) => Reason::NotActive,
             BackendError::PreconditionLost => Reason::PreconditionFailed,
             BackendError::Unrepresentable => Reason::Unrepresentable,
+            BackendError::Unsupported(_) => Reason::InvalidRequest,
+            BackendError::ValueTooLarge { .. } => Reason::TooLarge,
             // The reader did nothing wrong; it is the owner of the backend who reads the hint.
             BackendError::InvalidAnswer(_)
             | BackendError::Checksum

@@ -68,6 +68,8 @@ impl std::fmt::Debug for Answer {
 pub enum Body<'a> {
     /// JSON.
     Json(Zeroizing<Vec<u8>>),
+    /// What is to be changed of a resource, by RFC 7396.
+    MergePatch(Vec<u8>),
     /// The fields of a form.
     Form(&'a [(&'a str, &'a str)]),
 }
@@ -167,6 +169,9 @@ impl Http {
             None => request,
             Some(Body::Json(json)) => {
                 request.header(CONTENT_TYPE, "application/json").body(json.as_slice().to_vec())
+            }
+            Some(Body::MergePatch(json)) => {
+                request.header(CONTENT_TYPE, "application/merge-patch+json").body(json)
             }
             Some(Body::Form(fields)) => request.form(fields),
         };

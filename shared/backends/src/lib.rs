@@ -16,6 +16,8 @@ mod gcp;
 pub mod guard;
 pub mod http;
 mod mount;
+mod permission;
+mod reach;
 pub mod survey;
 #[cfg(test)]
 mod testing;
@@ -25,7 +27,7 @@ mod vault;
 use std::borrow::Cow;
 use std::future::Future;
 
-use scaivault_domain::backend::{ProviderKind, Target, Tls};
+use scaivault_domain::backend::{Target, Tls};
 use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::secret::{Kind, Metadata, SecretValue, State};
 use scaivault_domain::time::Timestamp;
@@ -40,6 +42,8 @@ pub use crate::egress::Egress;
 pub use crate::error::{BackendError, Class};
 pub use crate::gcp::GcpBackend;
 pub use crate::http::client;
+pub use crate::permission::{allow, permission};
+pub use crate::reach::reach;
 pub use crate::vault::{VaultBackend, vault_client};
 pub use scaivault_domain::lease::Material;
 
@@ -256,6 +260,21 @@ pub trait SecretBackend: Send + Sync {
         name: &RemoteName,
     ) -> impl Future<Output = Result<(), BackendError>> + Send;
 
+    /// Whether the lease may list the versions of `name`, found out without reading a value.
+    fn may_list_versions(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+    ) -> impl Future<Output = Result<(), BackendError>> + Send {
+        async move { self.history(lease, name).await.map(drop) }
+    }
+
+    /// Whether the lease may use [`read_many`](Self::read_many), found out without reading a value; `None` if the store
+    /// has no such call.
+    fn may_read_many(&self, _lease: &Lease) -> impl Future<Output = Option<Result<(), BackendError>>> + Send {
+        async { None }
+    }
+
     /// Which quota the first call of a survey's step uses up. What a step calls beyond that is told to
     /// [`Calls::beyond`].
     fn step_quota(&self, step: &Step) -> Quota {
@@ -382,6 +401,14 @@ impl SecretBackend for Backend {
         call!(self, adapter => adapter.may_read(lease, name))
     }
 
+    async fn may_list_versions(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
+        call!(self, adapter => adapter.may_list_versions(lease, name))
+    }
+
+    async fn may_read_many(&self, lease: &Lease) -> Option<Result<(), BackendError>> {
+        call!(self, adapter => adapter.may_read_many(lease))
+    }
+
     fn step_quota(&self, step: &Step) -> Quota {
         each!(self, adapter => adapter.step_quota(step))
     }
@@ -403,54 +430,5 @@ pub fn check_tls(tls: &Tls) -> Result<(), BackendError> {
     match &tls.ca_cert {
         Some(_) => tls::client_config(tls::Trust::of(&Tls { verify: true, ..tls.clone() })).map(drop),
         None => Ok(()),
-    }
-}
-
-/// The permission of a store that an operation needs, as its own documentation names it.
-///
-/// Sources: the actions of AWS Secrets Manager in the Service Authorization Reference; the data actions of Azure Key
-/// Vault's RBAC guide; the permissions of GCP Secret Manager's access control; Vault's policy capabilities.
-pub fn permission(kind: ProviderKind, operation: Operation) -> &'static str {
-    match (kind, operation) {
-        (ProviderKind::HashicorpVault, Operation::Read | Operation::ReadMany) => {
-            "`read` on the secret's data path"
-        }
-        (ProviderKind::HashicorpVault, Operation::List) => "`list` on the metadata path of the folder",
-        (ProviderKind::HashicorpVault, Operation::History) => "`read` on the secret's metadata path",
-        (ProviderKind::HashicorpVault, Operation::Write) => "`create` and `update` on the secret's data path",
-        (ProviderKind::HashicorpVault, Operation::Delete) => "`delete` on the secret's data path",
-        (ProviderKind::AwsSecretsManager, Operation::Read) => "`secretsmanager:GetSecretValue` on the secret",
-        (ProviderKind::AwsSecretsManager, Operation::ReadMany) => "`secretsmanager:BatchGetSecretValue`",
-        (ProviderKind::AwsSecretsManager, Operation::List) => "`secretsmanager:ListSecrets` on `*`",
-        (ProviderKind::AwsSecretsManager, Operation::History) => {
-            "`secretsmanager:ListSecretVersionIds` on the secret"
-        }
-        (ProviderKind::AwsSecretsManager, Operation::Write) => {
-            "`secretsmanager:PutSecretValue` and `secretsmanager:UpdateSecretVersionStage` on the secret"
-        }
-        (ProviderKind::AwsSecretsManager, Operation::Delete) => "`secretsmanager:DeleteSecret` on the secret",
-        (ProviderKind::AzureKeyVault, Operation::Read | Operation::ReadMany) => {
-            "the role `Key Vault Secrets User` (`Microsoft.KeyVault/vaults/secrets/getSecret/action`)"
-        }
-        (ProviderKind::AzureKeyVault, Operation::List | Operation::History) => {
-            "the role `Key Vault Secrets User` (`Microsoft.KeyVault/vaults/secrets/readMetadata/action`)"
-        }
-        (ProviderKind::AzureKeyVault, Operation::Write | Operation::Delete) => {
-            "the role `Key Vault Secrets Officer`"
-        }
-        (ProviderKind::GoogleSecretManager, Operation::Read | Operation::ReadMany) => {
-            "`secretmanager.versions.access` (role `roles/secretmanager.secretAccessor`) on the secret"
-        }
-        (ProviderKind::GoogleSecretManager, Operation::List | Operation::History) => {
-            "`secretmanager.secrets.list` and `secretmanager.versions.list` (role `roles/secretmanager.viewer`) on the project"
-        }
-        (ProviderKind::GoogleSecretManager, Operation::Write) => {
-            "`secretmanager.versions.add` and `.get` (role `roles/secretmanager.secretVersionManager`) on the secret, \
-             `secretmanager.secrets.create` on the project for new ones, `secretmanager.secrets.get` and `.update` for \
-             metadata"
-        }
-        (ProviderKind::GoogleSecretManager, Operation::Delete) => {
-            "`secretmanager.versions.disable` (role `roles/secretmanager.secretVersionManager`) on the secret"
-        }
     }
 }

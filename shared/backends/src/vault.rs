@@ -6,6 +6,7 @@
 //! less than what it would take to make that safe.
 
 mod survey;
+mod write;
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU64;
@@ -57,6 +58,9 @@ const MOST_WAYS: u64 = 4096;
 const VALIDITY_IS_TRUSTED_FOR: Duration = Duration::from_secs(1);
 const VERDICT_IS_KEPT_FOR: Duration = Duration::from_secs(60);
 const MOST_VERDICTS: u64 = 256;
+
+/// Vault counts versions of a secret from 1; so many are never written.
+const NO_SUCH_VERSION: u64 = u32::MAX as u64;
 
 /// One Vault or OpenBao, in one namespace.
 #[derive(Debug)]
@@ -211,13 +215,10 @@ impl VaultBackend {
         name: &RemoteName,
         question: Question<'_>,
     ) -> Result<Answer, BackendError> {
-        let path = mount.path_of(name)?;
-        if path.is_empty() && !question.is_about_a_folder() {
-            return Err(BackendError::Unrepresentable);
-        }
-        let infix = (mount.version == KvVersion::V2).then(|| question.infix());
-        let segments = mount.segments().chain(infix).chain(path);
-        let mut path = encode_path(segments).ok_or(BackendError::Unrepresentable)?;
+        let mut path = match question.is_about_a_folder() {
+            true => path_in(mount, name, question.infix())?,
+            false => path_of_secret(mount, name, question.infix())?,
+        };
         path.push_str(&question.query(mount.version));
         let limit = match question {
             Question::Survey { way: Way::Scan, .. } => SCAN_LIMIT,
@@ -264,6 +265,17 @@ impl VaultBackend {
         Ok(Arc::new(Mount::looked_up(&mount.path, version)))
     }
 
+    /// The segments of the mount of `name`, its version, and the segments in it; `None` if that is not known.
+    pub(crate) async fn place(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+    ) -> Option<(Vec<String>, KvVersion, Vec<String>)> {
+        let mount = self.mount(lease, name).await.ok()?;
+        let below = mount.path_of(name).ok()?.into_iter().map(str::to_owned).collect();
+        Some((mount.segments().map(str::to_owned).collect(), mount.version, below))
+    }
+
     /// Vault says 403 to a token that ended as well as to one that may not read the name.
     async fn refusal(&self, lease: &Lease) -> BackendError {
         let look_up = async { Verdict { token: self.look_up_token(lease).await, at: Instant::now() } };
@@ -279,7 +291,8 @@ impl VaultBackend {
     async fn look_up_token(&self, lease: &Lease) -> Result<Token, BackendError> {
         let answer = self.get(lease, "/auth/token/lookup-self", READ_LIMIT).await?;
         match answer.status {
-            StatusCode::OK => Ok(Token::Valid),
+            // Whatever stands in front of Vault may say 200 to anything.
+            StatusCode::OK => Envelope::of(&answer)?.data.map(|_| Token::Valid).ok_or(NO_JSON_OF_VAULT),
             StatusCode::FORBIDDEN => {
                 // A token without the default policy may not even look itself up. Only the verdict of a policy is
                 // written as a list of one; taking that for an ended token would log in again for every such read.
@@ -360,19 +373,43 @@ impl SecretBackend for VaultBackend {
 
     async fn write(
         &self,
-        _lease: &Lease,
-        _name: &RemoteName,
-        _write: &RemoteWrite,
+        lease: &Lease,
+        name: &RemoteName,
+        write: &RemoteWrite,
     ) -> Result<Written, BackendError> {
-        Err(BackendError::NotFound)
+        self.put(lease, name, write).await
     }
 
-    async fn delete(&self, _lease: &Lease, _name: &RemoteName, _expected: &str) -> Result<(), BackendError> {
-        Err(BackendError::NotFound)
+    async fn delete(&self, lease: &Lease, name: &RemoteName, expected: &str) -> Result<(), BackendError> {
+        self.delete_softly(lease, name, expected).await
     }
 
-    async fn may_read(&self, _lease: &Lease, _name: &RemoteName) -> Result<(), BackendError> {
-        Err(BackendError::NotFound)
+    async fn may_read(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
+        let version = NonZeroU64::new(NO_SUCH_VERSION).expect("it is not 0");
+        match self.mount(lease, name).await?.version {
+            // Whoever may read is told that there is no such version; nobody else is.
+            KvVersion::V2 => match self.ask(lease, name, Question::Version(version)).await {
+                Ok((KvVersion::V2, answer)) => match read_v2(&answer) {
+                    Err(BackendError::NotFound | BackendError::NotActive(_)) => Ok(()),
+                    Ok(_) => Err(BackendError::InvalidAnswer("a version that nobody can have made")),
+                    Err(error) => Err(error),
+                },
+                Ok((KvVersion::V1, _)) => {
+                    Err(BackendError::InvalidConfig("the KV mount is of version 1, not 2"))
+                }
+                Err(error) => Err(error),
+            },
+            // Without versions, every read gives the value.
+            KvVersion::V1 => self.may_read_v1(lease, name).await,
+        }
+    }
+
+    async fn may_list_versions(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
+        // What version 1 tells of a secret it tells along with the value.
+        if self.mount(lease, name).await?.version == KvVersion::V1 {
+            return Ok(());
+        }
+        self.history(lease, name).await.map(drop)
     }
 
     /// A token that was found valid is trusted to be for a second.
@@ -386,6 +423,21 @@ impl SecretBackend for VaultBackend {
             Token::Invalid => Err(BackendError::LoginExpired),
         }
     }
+}
+
+/// The path of a secret: that of the mount itself is none.
+fn path_of_secret(mount: &Mount, name: &RemoteName, infix: &str) -> Result<String, BackendError> {
+    if mount.path_of(name)?.is_empty() {
+        return Err(BackendError::Unrepresentable);
+    }
+    path_in(mount, name, infix)
+}
+
+/// The encoded path of `name` below `/v1`, on version 2 with the infix of what is asked.
+fn path_in(mount: &Mount, name: &RemoteName, infix: &str) -> Result<String, BackendError> {
+    let infix = (mount.version == KvVersion::V2).then_some(infix);
+    let segments = mount.segments().chain(infix).chain(mount.path_of(name)?);
+    encode_path(segments).ok_or(BackendError::Unrepresentable)
 }
 
 fn token_header(lease: &Lease) -> Result<HeaderMap, BackendError> {

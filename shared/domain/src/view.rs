@@ -1,6 +1,6 @@
 //! What a node knows of a tenant's configuration, and the route of a path.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +46,42 @@ impl BackendView {
     pub fn forward(&self, path: &SecretPath) -> Option<(usize, Option<RemoteName>)> {
         let (rule, name) = self.mapping.forward(path)?;
         Some((rule, name.filter(|name| self.target.kind().naming().has(name))))
+    }
+
+    /// The folders of the store (`None`: all of it) in which the names of `rules` lie, none of them twice or within
+    /// another.
+    pub fn roots(&self, rules: &[usize]) -> Vec<Option<RemoteName>> {
+        let listed = || {
+            let rules = rules.iter().map(|index| &self.mapping.rules()[*index]);
+            rules.filter(|rule| !rule.pattern.is_literal())
+        };
+        if !self.target.kind().naming().has_slashes() {
+            // Without folders there is nothing to list but everything.
+            return listed().next().map(|_| None).into_iter().collect();
+        }
+        let literals: BTreeSet<Vec<&str>> =
+            listed().map(|rule| rule.template.literal_prefix().collect()).collect();
+        // What stores read into a segment they read into it at the end of a root, too.
+        let within = |inner: &[&str], outer: &[&str]| {
+            inner.len() > outer.len()
+                && inner.starts_with(outer)
+                && !inner[outer.len()..].iter().any(|segment| matches!(*segment, "data" | "metadata"))
+        };
+        literals
+            .iter()
+            .filter(|inner| !literals.iter().any(|outer| !outer.is_empty() && within(inner, outer)))
+            .map(|root| (!root.is_empty()).then(|| RemoteName::new(root.join("/"))))
+            .collect()
+    }
+
+    /// What those of `rules` name that have no wildcards: nothing has to be listed to know that.
+    pub fn literal_names(&self, rules: &[usize]) -> impl Iterator<Item = (SecretPath, RemoteName)> {
+        rules.iter().filter_map(|index| {
+            let pattern = &self.mapping.rules()[*index].pattern;
+            let path = SecretPath::check(pattern.as_str()).ok().filter(|_| pattern.is_literal())?;
+            let (_, name) = self.forward(&path)?;
+            Some((path, name?))
+        })
     }
 
     /// The rules that are served in `mode`, by index.

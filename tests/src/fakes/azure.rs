@@ -26,9 +26,10 @@ use anyhow::Result;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::header::HOST;
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::http::header::{DATE, HOST};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::Response;
+use jiff::fmt::rfc2822::DateTimePrinter;
 use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256};
 use scaivault_domain::time::Clock as _;
 use scaivault_telemetry::SystemClock;
@@ -560,13 +561,30 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let call = Call::parse(&method, uri.path());
+    let now = azure.state().now();
+    let mut response = respond(&azure, now, &method, &uri, headers, body).await;
+    // By its own clock, as all its times are.
+    let date = jiff::Timestamp::from_second(now).unwrap_or(jiff::Timestamp::MAX);
+    let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&date).expect("years have four digits");
+    response.headers_mut().insert(DATE, HeaderValue::from_str(&date).expect("a date is plain text"));
+    response
+}
+
+async fn respond(
+    azure: &Azure,
+    now: i64,
+    method: &Method,
+    uri: &Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let call = Call::parse(method, uri.path());
     let side = call.side();
-    let (fault, now) = {
+    let fault = {
         let mut state = azure.state();
         *state.calls.entry(call.operation()).or_default() += 1;
         state.requests.push(format!("{method} {}", uri.path_and_query().map_or("/", |path| path.as_str())));
-        (state.fault(side), state.now())
+        state.fault(side)
     };
     if fault == Fault::Hang {
         return pending().await;

@@ -1,7 +1,8 @@
-//! `backend add | list | show | set | remove | status | sync | syncs | sync-report | sync-cancel | events`.
+//! `backend add | list | show | set | remove | test | status | sync | syncs | sync-report | sync-cancel | events`.
 
 mod rule;
 mod settings;
+mod test;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -40,6 +41,10 @@ pub(crate) enum Command {
     Set(Box<Set>),
     /// Stop federating a store; the store itself is left as it is.
     Remove(Remove),
+    /// Test a backend, stored or not: address, credential, login, permissions. Reads no value, stores nothing.
+    ///
+    /// The exit code is 0 if it passed, 2 if a check failed.
+    Test(test::Test),
     /// Show whether a backend works, and how far each node is with its configuration.
     Status(Named),
     /// Start a sync, or join the one under way.
@@ -92,6 +97,9 @@ pub(crate) struct Add {
     /// Accept that existing local secrets are hidden by the mapping.
     #[arg(long)]
     adopt: bool,
+    /// Check and test everything, but store nothing.
+    #[arg(long)]
+    validate_only: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -109,6 +117,9 @@ pub(crate) struct Set {
     /// Accept that copies which were changed here are erased when their paths are proxied again.
     #[arg(long)]
     force: bool,
+    /// Check and test everything, but store nothing.
+    #[arg(long)]
+    validate_only: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -173,6 +184,7 @@ impl Command {
             }
             Command::Set(set) => set.run(to, output).await,
             Command::Remove(remove) => remove.run(to, output).await,
+            Command::Test(test) => test.run(to, output).await,
             Command::Status(named) => status(&named.backend, to, output).await,
             Command::Sync(sync) => sync.run(to, output).await,
             Command::Syncs(named) => sync::list(&named.backend, to, output).await,
@@ -199,8 +211,16 @@ impl Add {
             }
         };
         let (backend, consent) = json::parse_backend(document.as_bytes())?;
-        let request = CreateBackendRequest { backend: Some(backend), adopt: self.adopt || consent.adopt };
-        show(to.federation().create_backend(request).await?.into_inner().backend, output)
+        let request = CreateBackendRequest {
+            backend: Some(backend),
+            adopt: self.adopt || consent.adopt,
+            validate_only: self.validate_only,
+        };
+        let answer = to.federation().create_backend(request).await?.into_inner();
+        if self.validate_only {
+            return test::show_validated(answer.backend, answer.test, output);
+        }
+        show(answer.backend, output)
     }
 }
 
@@ -219,7 +239,7 @@ impl Set {
         let (written_out, _) =
             json::patch_backend(before.clone(), &RawValue::from_string("{}".into()).expect("JSON"))?;
         let paths = changes(&written_out, &wanted);
-        if paths.is_empty() {
+        if paths.is_empty() && !self.validate_only {
             output.note("nothing to change: the backend is configured like this")?;
             return show(Some(before), output);
         }
@@ -229,8 +249,13 @@ impl Set {
             update_mask: Some(prost_types::FieldMask { paths }),
             adopt: self.adopt,
             force: self.force,
+            validate_only: self.validate_only,
         };
-        show(to.federation().update_backend(request).await?.into_inner().backend, output)
+        let answer = to.federation().update_backend(request).await?.into_inner();
+        if self.validate_only {
+            return test::show_validated(answer.backend, answer.test, output);
+        }
+        show(answer.backend, output)
     }
 }
 

@@ -121,9 +121,26 @@ fn parse_timeout(timeout: Option<prost_types::Duration>) -> Result<Duration, Err
 
 /// A configured backend as a message.
 pub(super) fn backend(record: &BackendRecord, version: RowVersion) -> pb::Backend {
-    let spec = &record.spec;
     pb::Backend {
         id: record.id.to_string(),
+        etag: version.to_string(),
+        generation: record.generation,
+        create_time: Some(wire::time(record.created)),
+        update_time: Some(wire::time(record.updated)),
+        ..configured(&record.spec)
+    }
+}
+
+/// What would be stored in the place of `current`, as a message; what only a commit gives is that of `current`.
+pub(super) fn tried(spec: &BackendSpec, current: Option<&(BackendRecord, RowVersion)>) -> pb::Backend {
+    match current {
+        Some((record, version)) => backend(&BackendRecord { spec: spec.clone(), ..record.clone() }, *version),
+        None => configured(spec),
+    }
+}
+
+fn configured(spec: &BackendSpec) -> pb::Backend {
+    pb::Backend {
         name: spec.name.to_string(),
         config: Some(provider::message(&spec.provider)),
         rules: spec
@@ -148,9 +165,6 @@ pub(super) fn backend(record: &BackendRecord, version: RowVersion) -> pb::Backen
         history_depth: spec.sync.history_depth,
         enabled: Some(spec.enabled),
         timeout: Some(wire::duration(spec.timeout)),
-        etag: version.to_string(),
-        generation: record.generation,
-        create_time: Some(wire::time(record.created)),
-        update_time: Some(wire::time(record.updated)),
+        ..Default::default()
     }
 }

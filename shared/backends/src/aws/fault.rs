@@ -109,7 +109,7 @@ pub(super) fn meaning(status: u16, code: &str, message: &str, retry_after: Optio
     }
 }
 
-pub(super) const MALFORMED: BackendError = BackendError::InvalidAnswer("it takes the request for malformed");
+const MALFORMED: BackendError = BackendError::InvalidAnswer("it takes the request for malformed");
 
 /// Only the message tells a deleted secret from one that is in another wrong state.
 fn says_deleted(message: &str) -> bool {

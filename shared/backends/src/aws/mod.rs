@@ -26,12 +26,14 @@ use aws_smithy_async::rt::sleep::TokioSleep;
 use aws_smithy_async::time::SystemTimeSource;
 use scaivault_domain::backend::{AwsTarget, Naming};
 use scaivault_domain::mapping::RemoteName;
+use scaivault_domain::secret::State;
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::answers::{CURRENT, PREVIOUS, Value, check_asked, history};
-use self::fault::{MALFORMED, NO_JSON_OF_AWS, meaning};
+use self::fault::{NO_JSON_OF_AWS, meaning};
+use self::write::is_deleted;
 use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::survey::{Calls, Found, Step};
@@ -241,7 +243,14 @@ impl SecretBackend for AwsBackend {
             check_asked(name, answer.arn(), answer.name())?;
             versions.extend(answer.versions.unwrap_or_default());
             match next_token(answer.next_token) {
-                None => return history(&versions),
+                None => {
+                    let mut versions = history(&versions)?;
+                    // The versions of a deleted secret are listed as if nothing had happened to it.
+                    if is_deleted(&client, name).await? {
+                        versions.iter_mut().for_each(|version| version.state = State::Deleted);
+                    }
+                    return Ok(versions);
+                }
                 repeated if repeated == after => break,
                 next => after = next,
             }
@@ -345,6 +354,19 @@ impl SecretBackend for AwsBackend {
             Ok(_) | Err(BackendError::NotFound | BackendError::NotActive(_)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    async fn may_read_many(&self, lease: &Lease) -> Option<Result<(), BackendError>> {
+        let client = match self.client(lease) {
+            Ok(client) => client,
+            Err(error) => return Some(Err(error)),
+        };
+        // Of a name that nobody can have given: what is said of the names comes after what is said of the call.
+        let call = client.batch_get_secret_value().secret_id_list(format!("scaivault-{}", unused_version()));
+        Some(match call.send().await.map_err(|error| aws_failure(&error)) {
+            Ok(_) | Err(BackendError::NotFound | BackendError::NotActive(_)) => Ok(()),
+            Err(error) => Err(error),
+        })
     }
 
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {

@@ -189,7 +189,7 @@ async fn every_error_code_says_what_to_do() {
         ("InvalidClientTokenId", BackendError::LoginExpired),
         ("InvalidSignatureException", BackendError::LoginExpired),
         ("InternalServiceError", BackendError::Server { status: 500 }),
-        ("InvalidParameterException", MALFORMED),
+        ("InvalidParameterException", BackendError::InvalidAnswer("it takes the request for malformed")),
     ] {
         let fake = Fake::start(move |_, _| refusal(code)).await;
         assert_eq!(fake.read().await.err(), Some(error), "{code}");

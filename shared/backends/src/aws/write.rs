@@ -12,7 +12,7 @@ use scaivault_domain::secret::{Kind, Metadata, State, check_metadata};
 use sha2::{Digest, Sha256};
 
 use super::answers::{CURRENT, PREVIOUS, check_asked, holder, is_arn, is_reserved, metadata};
-use super::{AwsBackend, MALFORMED, NO_JSON_OF_AWS, Shortcut, aws_failure, id_of, uuid};
+use super::{AwsBackend, NO_JSON_OF_AWS, Shortcut, aws_failure, id_of, uuid};
 use crate::error::BackendError;
 use crate::{Expected, Lease, RemoteWrite, Written};
 
@@ -33,7 +33,9 @@ impl Carrier {
         let bytes = write.value.expose().to_vec();
         match write.kind {
             Kind::Binary => Ok(Carrier::Bytes(Blob::new(bytes))),
-            Kind::Json | Kind::Text => String::from_utf8(bytes).map(Carrier::Text).map_err(|_| MALFORMED),
+            Kind::Json | Kind::Text => String::from_utf8(bytes)
+                .map(Carrier::Text)
+                .map_err(|_| BackendError::Unsupported("bytes that are no text are no text")),
         }
     }
 
@@ -64,7 +66,11 @@ impl AwsBackend {
     ) -> Result<Written, BackendError> {
         id_of(name)?;
         if write.value.len() > MOST_BYTES {
-            return Err(BackendError::TooLarge);
+            return Err(BackendError::ValueTooLarge { most: MOST_BYTES });
+        }
+        // Both fields have at least one character or byte.
+        if write.value.is_empty() {
+            return Err(BackendError::Unsupported("it takes no empty value"));
         }
         let base = match &write.expected {
             Expected::Absent => None,
@@ -240,6 +246,15 @@ async fn describe(client: &Client, name: &RemoteName) -> Result<DescribeSecretOu
     Ok(secret)
 }
 
+/// Whether a secret is marked for deletion; not, where descriptions are closed to us.
+pub(super) async fn is_deleted(client: &Client, name: &RemoteName) -> Result<bool, BackendError> {
+    match describe(client, name).await {
+        Ok(secret) => Ok(secret.deleted_date().is_some()),
+        Err(BackendError::Forbidden) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn stage_of(secret: &DescribeSecretOutput, stage: &str) -> Option<String> {
     secret.version_ids_to_stages().and_then(|versions| holder(versions, stage)).cloned()
 }
@@ -306,7 +321,7 @@ fn tags(metadata: &Metadata) -> (Vec<Tag>, Option<BackendError>) {
     let fit = |(key, value): &(&String, &String)| can_be_tag(key, value);
     let tag = |(key, value): (&String, &String)| Tag::builder().key(key).value(value).build();
     let tags: Vec<Tag> = metadata.iter().filter(fit).map(tag).collect();
-    let unfit = (tags.len() < metadata.len()).then_some(BackendError::InvalidConfig(
+    let unfit = (tags.len() < metadata.len()).then_some(BackendError::Unsupported(
         "some of the metadata cannot be tags: `aws:` is reserved, and there are letters, digits, spaces and _.:/=+-@",
     ));
     (tags, unfit)

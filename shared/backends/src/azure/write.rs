@@ -23,6 +23,9 @@ const LONGEST_CONTENT_TYPE: usize = 255;
 const MOST_TAGS: usize = 15;
 const LONGEST_TAG: usize = 512;
 
+pub(super) const TEXTS_ONLY: BackendError =
+    BackendError::Unsupported("its values are texts, and this one is bytes");
+
 /// How often it is asked what a write came after.
 const LOOKS: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -135,12 +138,12 @@ impl AzureBackend {
 fn carried(write: &RemoteWrite) -> Result<&str, BackendError> {
     let bytes = write.value.expose();
     if bytes.len() > MOST_BYTES {
-        return Err(BackendError::TooLarge);
+        return Err(BackendError::ValueTooLarge { most: MOST_BYTES });
     }
     match write.kind {
-        Kind::Json | Kind::Text => std::str::from_utf8(bytes).map_err(|_| BackendError::Unrepresentable),
+        Kind::Json | Kind::Text => std::str::from_utf8(bytes).map_err(|_| TEXTS_ONLY),
         // It would come back as text.
-        Kind::Binary => Err(BackendError::Unrepresentable),
+        Kind::Binary => Err(TEXTS_ONLY),
     }
 }
 
@@ -148,7 +151,7 @@ fn carried(write: &RemoteWrite) -> Result<&str, BackendError> {
 fn content_type<'w>(write: &'w RemoteWrite, current: Option<&Item>) -> Result<Option<&'w str>, BackendError> {
     let content_type = &*write.content_type;
     if content_type.chars().count() > LONGEST_CONTENT_TYPE {
-        return Err(BackendError::TooLarge);
+        return Err(BackendError::Unsupported("its media types have at most 255 characters"));
     }
     let was_set = current.is_some_and(|current| current.content_type().is_some());
     let is_default = content_type == default_content_type(write.kind);
@@ -166,7 +169,7 @@ fn tags(current: Metadata, metadata: &Metadata) -> (Metadata, Option<BackendErro
         if fits && (tags.len() < MOST_TAGS || tags.contains_key(key)) {
             tags.insert(key.clone(), value.clone());
         } else {
-            dropped = Some(BackendError::TooLarge);
+            dropped = Some(BackendError::Unsupported("a secret has at most 15 tags of 512 + 512 characters"));
         }
     }
     (tags, dropped)

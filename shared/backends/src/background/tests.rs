@@ -340,7 +340,7 @@ async fn a_store_that_slows_us_down_is_waited_for() {
 #[tokio::test]
 async fn reads_say_what_happened_so_that_it_can_be_decided_by() {
     let server = Server::start(|path| match path {
-        LOOKUP => json(200, "{}"),
+        LOOKUP => json(200, r#"{"data":{}}"#),
         "/v1/kv/data/x" | "/v1/kv/data/x?version=1" => json(200, VALUE),
         "/v1/kv/data/deleted" => json(404, DELETED),
         "/v1/kv/data/mine" => json(403, DENIED),

@@ -261,7 +261,8 @@ impl SecretBackend for GcpBackend {
     async fn may_read(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
         let path = self.version_path(name, NO_SUCH_VERSION)?;
         match self.get(lease, &format!("{path}:access"), READ_LIMIT).await {
-            Ok(_) | Err(Refusal::Precondition | Refusal::Error(BackendError::NotFound)) => Ok(()),
+            Err(Refusal::Precondition | Refusal::Error(BackendError::NotFound)) => Ok(()),
+            Ok(_) => Err(BackendError::InvalidAnswer("a version that nobody can have made")),
             Err(refusal) => Err(refusal.into()),
         }
     }
@@ -269,7 +270,8 @@ impl SecretBackend for GcpBackend {
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {
         match self.get(lease, &format!("{}/secrets?pageSize=1", self.parent), LIST_LIMIT).await {
             // Google says so only to somebody whom it knows; an accessor need not list.
-            Ok(_) | Err(Refusal::Denied) => Ok(()),
+            Ok(answer) => wire::secrets(&answer).map(drop),
+            Err(Refusal::Denied) => Ok(()),
             Err(Refusal::Error(BackendError::NotFound)) => {
                 Err(BackendError::InvalidConfig("no such project or location"))
             }

@@ -510,7 +510,10 @@ async fn a_new_secret_is_made_with_its_metadata() {
     );
     let write = to_write(b"v", Expected::Absent, &[("no key", "v")]);
     let written = gcp.write(&lease(), &name("db"), &write).await.expect("written");
-    assert_eq!(written.metadata, Some(BackendError::Unrepresentable));
+    assert_eq!(
+        written.metadata,
+        Some(BackendError::Unsupported("some of the metadata can be neither annotation nor label"))
+    );
 }
 
 #[tokio::test]
@@ -542,21 +545,21 @@ async fn a_secret_without_a_value_counts_as_absent() {
 async fn a_value_that_is_too_large_is_not_sent() {
     let (server, gcp) = writable(|_| json(404, MISSING)).await;
     let write = to_write(&[b'x'; 65_537], at("1"), &[]);
-    assert_eq!(gcp.write(&lease(), &name("db"), &write).await, Err(BackendError::TooLarge));
+    assert_eq!(
+        gcp.write(&lease(), &name("db"), &write).await,
+        Err(BackendError::ValueTooLarge { most: 65_536 })
+    );
     assert!(server.paths().is_empty());
     let write = to_write(&[b'x'; 65_536], at("1"), &[]);
     assert_eq!(gcp.write(&lease(), &name("db"), &write).await, Err(BackendError::PreconditionLost));
 }
 
 #[tokio::test]
-async fn an_empty_value_is_refused_with_its_reason() {
-    let (_server, gcp) = writable(|call| match call {
-        "GET /v1/projects/acme/secrets/db/versions/latest" => json(200, &version(7, "ENABLED")),
-        _ => json(400, r#"{"error":{"code":400,"message":"m","status":"INVALID_ARGUMENT"}}"#),
-    })
-    .await;
+async fn an_empty_value_is_refused_before_anything_is_sent() {
+    let (server, gcp) = writable(|_| Reply::Silence).await;
     let refused = gcp.write(&lease(), &name("db"), &to_write(b"", at("7"), &[])).await;
-    assert_eq!(refused, Err(BackendError::InvalidAnswer("it takes no empty value")));
+    assert_eq!(refused, Err(BackendError::Unsupported("it takes no empty value")));
+    assert!(server.paths().is_empty());
 }
 
 #[tokio::test]

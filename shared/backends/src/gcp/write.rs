@@ -22,6 +22,8 @@ use crate::{Expected, Lease, RemoteWrite, Written};
 /// Source: "Quotas and limits" in the documentation of Secret Manager.
 const MOST_BYTES: usize = 64 * 1024;
 
+const UNFIT: &str = "some of the metadata can be neither annotation nor label";
+
 /// What a new version comes after.
 enum Base {
     /// Nothing: the secret was just made.
@@ -45,7 +47,10 @@ impl GcpBackend {
     ) -> Result<Written, BackendError> {
         let path = self.secret_path(name)?;
         if write.value.len() > MOST_BYTES {
-            return Err(BackendError::TooLarge);
+            return Err(BackendError::ValueTooLarge { most: MOST_BYTES });
+        }
+        if write.value.is_empty() {
+            return Err(BackendError::Unsupported("it takes no empty value"));
         }
         let base = match &write.expected {
             Expected::Absent => self.make(lease, name, &path, &write.metadata).await?,
@@ -64,9 +69,6 @@ impl GcpBackend {
         let added = match (self.add(lease, name, &path, &write.value).await, &base) {
             (Err(BackendError::NotFound), Base::PerhapsEmpty) => return Err(BackendError::Forbidden),
             (Err(BackendError::NotFound), _) => return Err(BackendError::PreconditionLost),
-            (Err(BackendError::InvalidAnswer(_)), _) if write.value.is_empty() => {
-                return Err(BackendError::InvalidAnswer("it takes no empty value"));
-            }
             (added, _) => added?,
         };
         let before = if let Base::Newest(number) = base { number } else { 0 };
@@ -222,5 +224,5 @@ impl GcpBackend {
 }
 
 fn if_complete(left_out: bool) -> Result<(), BackendError> {
-    if left_out { Err(BackendError::Unrepresentable) } else { Ok(()) }
+    if left_out { Err(BackendError::Unsupported(UNFIT)) } else { Ok(()) }
 }

@@ -113,7 +113,9 @@ async fn a_mount_that_was_upgraded_is_noticed() {
 
 #[tokio::test]
 async fn a_mount_that_may_not_be_looked_up_has_its_own_hint() {
-    let server = Server::start(|path| if path == LOOKUP { json(200, "{}") } else { json(403, DENIED) }).await;
+    let server =
+        Server::start(|path| if path == LOOKUP { json(200, r#"{"data":{}}"#) } else { json(403, DENIED) })
+            .await;
     let error = vault(&server.target()).read(&lease("t"), &name("kv/data/x")).await.expect_err("forbidden");
     assert_eq!(error, BackendError::MountLookupForbidden);
     assert!(error.hint().expect("a hint").contains("kv_mount"));
@@ -248,7 +250,7 @@ async fn a_redirect_is_not_followed() {
 #[tokio::test]
 async fn forbidden_and_ended_tokens_are_told_apart() {
     for (status, body, expected) in [
-        (200, "{}", BackendError::Forbidden),
+        (200, r#"{"data":{}}"#, BackendError::Forbidden),
         (403, DENIED, BackendError::LoginExpired),
         (403, r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#, BackendError::Forbidden),
     ] {
@@ -269,7 +271,7 @@ async fn a_lease_that_is_revoked_is_noticed_although_another_name_is_forbidden()
     let (server, vault) = v2({
         let revoked = revoked.clone();
         move |path| match path {
-            LOOKUP if !revoked.load(Ordering::SeqCst) => json(200, "{}"),
+            LOOKUP if !revoked.load(Ordering::SeqCst) => json(200, r#"{"data":{}}"#),
             _ => json(403, DENIED),
         }
     })
@@ -322,7 +324,7 @@ async fn version_1_has_no_old_versions() {
 #[tokio::test]
 async fn a_probe_asks_about_the_token_itself() {
     for (status, body, expected) in [
-        (200, "{}", Ok(())),
+        (200, r#"{"data":{}}"#, Ok(())),
         (403, DENIED, Err(BackendError::LoginExpired)),
         (503, r#"{"errors":["Vault is sealed"]}"#, Err(BackendError::Server { status: 503 })),
     ] {
@@ -458,7 +460,8 @@ async fn tls_server() -> (Server, String) {
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .expect("a usable certificate");
-    let server = Server::start_tls(TlsAcceptor::from(Arc::new(config)), |_| json(200, "{}")).await;
+    let server =
+        Server::start_tls(TlsAcceptor::from(Arc::new(config)), |_| json(200, r#"{"data":{}}"#)).await;
     (server, made.cert.pem())
 }
 

@@ -51,6 +51,22 @@ impl AwsRegion {
         }
     }
 
+    /// The partition of the region, as it stands in ARNs.
+    ///
+    /// Source: "Partitions" in the AWS whitepaper on fault isolation boundaries, and the SDK's `partitions.json`.
+    pub fn partition(&self) -> &'static str {
+        match self.0.split('-').collect::<Vec<_>>()[..] {
+            ["cn", ..] => "aws-cn",
+            ["us", "gov", ..] => "aws-us-gov",
+            ["us", "iso", ..] => "aws-iso",
+            ["us", "isob", ..] => "aws-iso-b",
+            ["us", "isof", ..] => "aws-iso-f",
+            ["eu", "isoe", ..] => "aws-iso-e",
+            ["eusc", ..] => "aws-eusc",
+            _ => "aws",
+        }
+    }
+
     /// A service of the region, e.g. `sts`.
     pub fn service(&self, service: &str) -> Endpoint {
         let url = format!("https://{service}.{}.{}", self.0, self.domain());

@@ -9,6 +9,7 @@ use super::dto::backend::{self, Backend, Patchable};
 use super::merge::merged;
 
 pub use super::dto::backend::Consent;
+pub use super::dto::test::{BackendCheck, BackendTest};
 
 /// A backend as REST answers it.
 pub struct BackendJson(Backend);

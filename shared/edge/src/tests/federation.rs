@@ -411,6 +411,57 @@ async fn a_patch_with_an_etag_is_of_that_configuration_only() {
     assert_eq!(patch(&router, &["if-match: *"], r#"{"enabled":true}"#).await.status, 200);
 }
 
+/// What the fake's test finds.
+fn found() -> Value {
+    let check = |name, outcome, next_step, latency_ms: Option<u64>| {
+        json!({"name": name, "outcome": outcome, "detail": "found", "next_step": next_step,
+               "latency_ms": latency_ms})
+    };
+    json!({"passed": false, "checks": [
+        check("login", "ok", "", Some(7)), check("list", "failed", "allow it", Some(3)),
+        check("read", "skipped", "", None),
+    ]})
+}
+
+#[tokio::test]
+async fn a_test_that_fails_is_an_answer_and_no_error() {
+    let (fake, router) = front();
+    for body in ["", "{}"] {
+        let answer = call(&router, Method::POST, &format!("{BACKEND}/test"), &[], body).await;
+        assert_eq!((answer.status.as_u16(), answer.json()), (200, found()));
+    }
+    assert!(fake.asked.lock().unwrap().contains("TestBackendRequest { id: \"fed_abcdefghijklmnop\" }"));
+    let wrong = call(&router, Method::POST, &format!("{BACKEND}/test"), &[], r#"{"x":1}"#).await;
+    assert_eq!(wrong.refusal(), refusal(400, "invalid_request", "/x"));
+}
+
+#[tokio::test]
+async fn a_configuration_is_validated_and_not_stored() {
+    let (fake, router) = front();
+    let headers = ["content-type: application/json"];
+    let validate = async |query: &str| {
+        call(&router, Method::POST, &format!("{BACKENDS}?validate_only={query}"), &headers, REFERENCE).await
+    };
+    let tried = validate("true").await;
+    assert_eq!((tried.status.as_u16(), &tried.json()["test"]), (200, &found()));
+    let backend = &tried.json()["backend"];
+    assert_eq!((&backend["id"], &backend["name"]), (&json!(""), &json!("hashicorp-production")));
+    assert!(fake.backends.lock().unwrap().is_empty());
+    assert_eq!(validate("yes").await.refusal(), refusal(400, "invalid_request", "/validate_only"));
+    assert_eq!(validate("false").await.status, 201);
+}
+
+#[tokio::test]
+async fn a_change_is_validated_and_not_made() {
+    let (_, router) = front();
+    let before = create(&router, REFERENCE).await.json();
+    let uri = format!("{BACKEND}?validate_only=true");
+    let tried = call(&router, Method::PATCH, &uri, &[], r#"{"enabled":false}"#).await;
+    assert_eq!((tried.status.as_u16(), &tried.json()["test"]), (200, &found()));
+    assert_eq!(tried.json()["backend"]["enabled"], json!(false));
+    assert_eq!(get(&router, BACKEND).await.json(), before);
+}
+
 #[tokio::test]
 async fn a_delete_names_the_nodes_that_do_not_know_yet() {
     let (fake, router) = front();

@@ -290,7 +290,7 @@ async fn a_binary_value_stays_binary() {
 async fn a_value_that_is_too_large_is_not_sent() {
     let store = Store::start(Shelf::holding(V1), &[]).await;
     let sized = |bytes| RemoteWrite { value: SecretValue::new(vec![b'x'; bytes]), ..over(V1) };
-    assert_eq!(store.write(&sized(65_537)).await, Err(BackendError::TooLarge));
+    assert_eq!(store.write(&sized(65_537)).await, Err(BackendError::ValueTooLarge { most: 65_536 }));
     assert_eq!(store.fake.actions(), Vec::<String>::new());
     assert!(store.write(&sized(65_536)).await.is_ok());
 }
@@ -322,7 +322,7 @@ async fn a_value_is_written_even_if_its_tags_are_not() {
     let unfit = RemoteWrite { metadata: tagged(&[("a", "1"), ("aws:b", "2"), ("c", "*")]), ..create };
     let store = Store::start(Shelf::default(), &[]).await;
     let written = store.write(&unfit).await.expect("a write");
-    assert!(matches!(written.metadata, Some(BackendError::InvalidConfig(_))));
+    assert!(matches!(written.metadata, Some(BackendError::Unsupported(_))));
     assert_eq!(store.shelf().tags, tagged(&[("a", "1")]));
 }
 

@@ -4,6 +4,7 @@ use scaivault_domain::secret::{Metadata, SecretValue};
 
 use super::*;
 use crate::Expected;
+use crate::azure::write::TEXTS_ONLY;
 
 fn draft(value: &str, expected: Expected) -> RemoteWrite {
     RemoteWrite {
@@ -161,9 +162,9 @@ async fn what_key_vault_cannot_carry_is_not_sent() {
     let binary = RemoteWrite { kind: Kind::Binary, ..draft("x", on(V1)) };
     let not_text = RemoteWrite { value: SecretValue::new(vec![0xff]), ..draft("", on(V1)) };
     for (draft, error) in [
-        (large, BackendError::TooLarge),
-        (binary, BackendError::Unrepresentable),
-        (not_text, BackendError::Unrepresentable),
+        (large, BackendError::ValueTooLarge { most: 25 * 1024 }),
+        (binary, TEXTS_ONLY),
+        (not_text, TEXTS_ONLY),
     ] {
         let (outcome, requests) = write(Vec::new(), &draft).await;
         assert_eq!((outcome, requests.len()), (Err(error), 0));
@@ -211,7 +212,10 @@ async fn a_content_type_stays_what_it_was() {
     }
     let long = RemoteWrite { content_type: "x".repeat(256).into(), ..draft("x", on(V1)) };
     let script = vec![versions(&[(V1, 0)]), ok(&bundle("A", V1, "old"))];
-    assert_eq!(write(script, &long).await.0, Err(BackendError::TooLarge));
+    assert_eq!(
+        write(script, &long).await.0,
+        Err(BackendError::Unsupported("its media types have at most 255 characters"))
+    );
 }
 
 #[tokio::test]
@@ -231,7 +235,10 @@ async fn tags_beyond_fifteen_are_told_and_the_value_is_written() {
     let (dropped, put) = put_over(None, json!({ "k10": "old" }), &draft).await;
     let tags = put["tags"].as_object().expect("tags");
     assert_eq!((tags.len(), &tags["k10"]), (15, &json!("v")));
-    assert_eq!(dropped, Some(BackendError::TooLarge));
+    assert_eq!(
+        dropped,
+        Some(BackendError::Unsupported("a secret has at most 15 tags of 512 + 512 characters"))
+    );
 }
 
 async fn delete(script: Vec<Reply>, expected: &str) -> (Result<(), BackendError>, Vec<String>) {

@@ -7,6 +7,7 @@ pub(super) mod mapping;
 pub(super) mod secret;
 pub(super) mod status;
 pub(super) mod sync;
+pub(super) mod test;
 
 use std::time::Duration;
 

@@ -16,6 +16,7 @@ mod fake_azure;
 mod fake_gcp;
 mod flipping;
 mod journal;
+mod logins;
 mod mapping;
 mod nodes;
 mod outages;

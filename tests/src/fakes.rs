@@ -5,6 +5,7 @@
 //! switches for faults. They run in this process, on loopback, and are gone when they are dropped. Where a real server
 //! exists, [`crate::servers`] starts that one instead.
 
+pub mod aws_sessions;
 pub mod azure;
 pub mod clock;
 pub mod gcp;

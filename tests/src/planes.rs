@@ -1,6 +1,7 @@
 //! The planes as processes: a control plane, nodes that joined it, and clients of their API.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,6 +49,8 @@ pub struct Options {
     allow_unverified_tls: bool,
     traces: Option<String>,
     log: &'static str,
+    control_plane_flags: Vec<String>,
+    control_plane_environment: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +70,8 @@ impl Default for Options {
             allow_unverified_tls: false,
             traces: None,
             log: LOG,
+            control_plane_flags: Vec::new(),
+            control_plane_environment: BTreeMap::new(),
         }
     }
 }
@@ -118,6 +123,20 @@ impl Options {
     #[must_use]
     pub fn traces(mut self, endpoint: String) -> Self {
         self.traces = Some(endpoint);
+        self
+    }
+
+    /// Gives the control plane one more flag, e.g. `--own-identity-hosts`.
+    #[must_use]
+    pub fn control_plane_flag(mut self, flag: &str, value: impl Display) -> Self {
+        self.control_plane_flags.push(format!("{flag}={value}"));
+        self
+    }
+
+    /// Gives the control plane a variable in its environment, which is empty otherwise.
+    #[must_use]
+    pub fn control_plane_variable(mut self, name: &str, value: &str) -> Self {
+        self.control_plane_environment.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -310,10 +329,11 @@ impl Planes {
         if options.allow_unverified_tls {
             arguments.push("--allow-unverified-tls".into());
         }
+        arguments.extend(options.control_plane_flags.iter().cloned());
         let mut control_plane = Plane {
             name: "control-plane".into(),
             arguments,
-            environment: BTreeMap::new(),
+            environment: options.control_plane_environment.clone(),
             address,
             dir: data.into(),
             log: file("control-plane.log").into(),

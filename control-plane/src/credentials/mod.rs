@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use scaivault_backends::budget::{Budget, Quotas};
 use scaivault_backends::connection::Leases;
-use scaivault_backends::{Egress, Lease};
+use scaivault_backends::{BackendError, Egress, Lease};
 use scaivault_domain::audit::{Action, AuditRow};
 use scaivault_domain::backend::{Provider, Target};
 use scaivault_domain::budget::Slice;
@@ -43,12 +43,15 @@ use crate::service::tenants::tenant_key;
 use crate::service::{Configurations, secrets};
 use crate::store::Records;
 
-/// The shortest time between two logins of a backend, whatever came of the first, and whatever asks for the second.
+/// How long a failed login is not tried again, and one whose outcome had ended when it came.
 const PAUSE: Duration = Duration::from_secs(1);
 /// A token service that asks for more than this is asked again anyway.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How often it is looked whether a tenant may still use an identity of ours, however long what it gave lasts.
 const GRANT_IS_TRUSTED_FOR: Duration = Duration::from_secs(3600);
+/// After how many logins in a row, each of which gave what the backend refused within [`PAUSE`], another one is in vain.
+/// Without that each read would be a login where logins succeed and are good for nothing.
+const IN_VAIN: u32 = 2;
 /// How long one login may take.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a replaced lease still works, for the reads that have just begun with it.
@@ -108,13 +111,48 @@ struct Held {
     ttl: Option<Duration>,
     renewal: Renewal,
     revocation: Revocation,
+    since: Instant,
+    /// How many in a row, up to this one, were got because the one before was refused at once.
+    streak: u32,
+}
+
+impl Held {
+    /// The streak of the next one, if this one is refused now.
+    fn streak_if_refused(&self) -> u32 {
+        if self.since.elapsed() < PAUSE { self.streak + 1 } else { 1 }
+    }
 }
 
 #[derive(Clone)]
 enum State {
     Empty,
     Held(Arc<Held>),
-    Failed { error: Error, at: Instant },
+    /// The login failed, or was in vain: then the streak goes on with the next one.
+    Failed {
+        error: Error,
+        at: Instant,
+        streak: u32,
+    },
+}
+
+/// Which lease will not do.
+#[derive(Clone, Copy)]
+enum Other<'a> {
+    /// Any will.
+    Any,
+    /// The backend refused this one.
+    Refused(&'a str),
+    /// This one is to be replaced, although it is good.
+    Replaced(&'a str),
+}
+
+impl Other<'_> {
+    fn id(&self) -> Option<&str> {
+        match self {
+            Other::Any => None,
+            Other::Refused(id) | Other::Replaced(id) => Some(id),
+        }
+    }
 }
 
 /// The login of one backend for one holder.
@@ -289,12 +327,12 @@ impl Credentials {
         let state = login.state.borrow().clone();
         match state {
             State::Held(held) if alive(&held) => NodeLease::Held(held.lease.clone(), login.budget.slice()),
-            State::Failed { error, at } if at.elapsed() < pause(&error) => NodeLease::Refused(error),
+            State::Failed { error, at, .. } if at.elapsed() < pause(&error) => NodeLease::Refused(error),
             State::Empty | State::Held(_) | State::Failed { .. } => {
                 // Who is at it tells everybody when it is done.
                 let is_under_way = login.turn.try_lock().is_err();
                 if let Some(me) = self.me.upgrade().filter(|_| !is_under_way) {
-                    tokio::spawn(async move { me.hold(&login, None).await });
+                    tokio::spawn(async move { me.hold(&login, Other::Any).await });
                 }
                 NodeLease::Pending
             }
@@ -305,7 +343,7 @@ impl Credentials {
     pub fn refused_by_backend(&self, key: &LeaseKey, configured: Configured<'_>, id: &str) {
         let login = self.login(key, configured, Holder::Nodes);
         let (id, Some(me)) = (id.to_owned(), self.me.upgrade()) else { return };
-        tokio::spawn(async move { me.hold(&login, Some(&id)).await });
+        tokio::spawn(async move { me.hold(&login, Other::Refused(&id)).await });
     }
 
     /// Divides the call budgets among those who use them now; nodes are told if their parts have changed.
@@ -382,34 +420,47 @@ impl Credentials {
         for login in held {
             let State::Held(current) = login.state.borrow().clone() else { continue };
             let Some(me) = self.me.upgrade() else { return };
-            tokio::spawn(async move { me.hold(&login, Some(&current.lease.id)).await });
+            tokio::spawn(async move { me.hold(&login, Other::Replaced(&current.lease.id)).await });
         }
     }
 
-    /// A lease other than `refused`: the one that is held, or that of a new login.
-    async fn hold(self: &Arc<Self>, login: &Arc<Login>, refused: Option<&str>) -> Result<Arc<Held>, Error> {
-        if let Some(held) = usable(login, refused) {
+    /// A lease `other` than one that will not do: the one that is held, or that of a new login.
+    async fn hold(self: &Arc<Self>, login: &Arc<Login>, other: Other<'_>) -> Result<Arc<Held>, Error> {
+        if let Some(held) = usable(login, other.id()) {
             return Ok(held);
         }
         let mut turn = login.turn.lock().await;
-        if let Some(held) = usable(login, refused) {
+        if let Some(held) = usable(login, other.id()) {
             return Ok(held);
         }
-        if let State::Failed { error, at } = &*login.state.borrow()
-            && at.elapsed() < pause(error)
-        {
-            return Err(error.clone());
+        let state = login.state.borrow().clone();
+        let streak = match (&state, other) {
+            (State::Failed { error, at, .. }, _) if at.elapsed() < pause(error) => return Err(error.clone()),
+            (State::Failed { streak, .. }, _) => *streak,
+            (State::Held(held), Other::Refused(_)) => held.streak_if_refused(),
+            (State::Held(_) | State::Empty, _) => 0,
+        };
+        if matches!(state, State::Held(_)) && streak > IN_VAIN {
+            let error = Error::from(BackendError::LoginExpired);
+            tracing::warn!(
+                tenant = %login.key.tenant, backend.id = %login.key.backend,
+                "logins succeed, and the backend refuses what they give"
+            );
+            login.state.send_replace(State::Failed { error: error.clone(), at: Instant::now(), streak });
+            self.nudge.send_modify(|count| *count += 1);
+            return Err(error);
         }
-        // A store that takes nothing, or a token service whose tokens have ended when they come, must not be asked
-        // as fast as it answers.
-        if let Some(last) = *turn {
+        // A token service whose tokens have ended when they come must not be asked as fast as it answers.
+        if let (State::Held(held), Some(last)) = (&state, *turn)
+            && !alive(held)
+        {
             tokio::time::sleep_until(last + PAUSE).await;
         }
         *turn = Some(Instant::now());
         let outcome = self.log_in(login).await;
         let result = match outcome {
             Ok(issued) => {
-                let held = Arc::new(hold(login, issued));
+                let held = Arc::new(Held { streak, ..hold(login.generation, issued) });
                 let before = login.state.send_replace(State::Held(held.clone()));
                 if let State::Held(before) = before {
                     revoke_later(login.clone(), before, GRACE, &self.egress);
@@ -424,7 +475,11 @@ impl Credentials {
             }
             Err(error) => {
                 tracing::warn!(tenant = %login.key.tenant, backend.id = %login.key.backend, %error, "a login failed");
-                login.state.send_replace(State::Failed { error: error.clone(), at: Instant::now() });
+                login.state.send_replace(State::Failed {
+                    error: error.clone(),
+                    at: Instant::now(),
+                    streak: 0,
+                });
                 Err(error)
             }
         };
@@ -440,7 +495,7 @@ impl Credentials {
         // Of no generation that a backend can have: it is for this caller alone.
         let configured = Configured { provider, generation: 0 };
         let login = Arc::new(Login::new(key, configured, Holder::ControlPlane, &self.budgets));
-        let held = Arc::new(hold(&login, self.log_in(&login).await?));
+        let held = Arc::new(hold(login.generation, self.log_in(&login).await?));
         Ok(TemporaryLease { login, held, egress: self.egress.clone() })
     }
 
@@ -475,7 +530,7 @@ impl Credentials {
             (Ok(()), outcome) => outcome,
             (Err(error), Ok(issued)) => {
                 // A login that is not written down is not used.
-                revoke_later(login.clone(), Arc::new(hold(login, issued)), Duration::ZERO, &self.egress);
+                revoke_later(login.clone(), Arc::new(hold(login.generation, issued)), Duration::ZERO, &self.egress);
                 Err(error)
             }
             (Err(error), Err(_)) => Err(error),
@@ -532,7 +587,7 @@ impl Credentials {
             Err(error) if matches!(error.reason, Reason::PermissionDenied | Reason::InvalidConfig) => error,
             _ => return false,
         };
-        let failed = State::Failed { error: no_longer_ours(refused), at: Instant::now() };
+        let failed = State::Failed { error: no_longer_ours(refused), at: Instant::now(), streak: 0 };
         if let State::Held(held) = login.state.send_replace(failed) {
             revoke_later(login.clone(), held, Duration::ZERO, &self.egress);
         }
@@ -554,7 +609,7 @@ impl Credentials {
                     renewal: held.renewal,
                     revocation: held.revocation,
                 };
-                self.replace(login, held, &Arc::new(hold(login, issued))).await;
+                self.replace(login, held, &Arc::new(hold(login.generation, issued))).await;
                 return;
             }
         }
@@ -564,7 +619,7 @@ impl Credentials {
         {
             match self.log_in(login).await {
                 Ok(issued) => {
-                    let next = Arc::new(hold(login, issued));
+                    let next = Arc::new(hold(login.generation, issued));
                     if self.replace(login, held, &next).await {
                         revoke_later(login.clone(), held.clone(), GRACE, &self.egress);
                     } else {
@@ -620,7 +675,10 @@ impl Leases for OwnLeases {
         let login = self.0.login(key, record.configured(), Holder::ControlPlane);
         let (credentials, refused) = (self.0.clone(), refused.map(str::to_owned));
         // A login that has begun is finished, also when its caller runs out of time: the next one finds it done.
-        let held = tokio::spawn(async move { credentials.hold(&login, refused.as_deref()).await });
+        let held = tokio::spawn(async move {
+            let other = refused.as_deref().map_or(Other::Any, Other::Refused);
+            credentials.hold(&login, other).await
+        });
         held.await.unwrap_or_else(|_| Err(Error::internal())).map(|held| held.lease.clone())
     }
 
@@ -645,16 +703,23 @@ fn pause(error: &Error) -> Duration {
     error.retry_after.unwrap_or(PAUSE).clamp(PAUSE, LONGEST_PAUSE)
 }
 
-fn hold(login: &Login, issued: Issued) -> Held {
+fn hold(generation: Generation, issued: Issued) -> Held {
     let ttl = issued.ttl.map(|ttl| ttl.min(LONGEST_LIFE));
     let lease = Lease {
         // Random, so that it tells nothing of the credential and changes with every renewal.
         id: unique(Timestamp::default()),
-        login_generation: login.generation,
+        login_generation: generation,
         material: issued.material,
         expires_at: ttl.map(|ttl| Instant::now() + ttl),
     };
-    Held { lease: Arc::new(lease), ttl, renewal: issued.renewal, revocation: issued.revocation }
+    Held {
+        lease: Arc::new(lease),
+        ttl,
+        renewal: issued.renewal,
+        revocation: issued.revocation,
+        since: Instant::now(),
+        streak: 0,
+    }
 }
 
 fn revoke_later(login: Arc<Login>, held: Arc<Held>, after: Duration, egress: &Egress) {
@@ -682,4 +747,28 @@ fn no_longer_ours(error: Error) -> Error {
 /// The stored credential cannot be used.
 fn unusable(provider: &Provider, message: impl Into<String>) -> Error {
     Error::field(Reason::CredentialUnusable, format!("/config/{}", provider.credentials_field()), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(streak: u32) -> Held {
+        let issued = Issued {
+            material: Material::Bearer("t".into()),
+            ttl: None,
+            renewal: Renewal::Again,
+            revocation: Revocation::Leave,
+        };
+        Held { streak, ..hold(1, issued) }
+    }
+
+    #[test]
+    fn logins_are_in_vain_only_if_what_they_give_is_refused_at_once() {
+        let (first, second, third) = (held(0), held(1), held(IN_VAIN));
+        assert_eq!((first.streak_if_refused(), second.streak_if_refused()), (1, 2), "each gets another one");
+        assert!(third.streak_if_refused() > IN_VAIN);
+        let third = Held { since: third.since.checked_sub(PAUSE).unwrap(), ..third };
+        assert_eq!(third.streak_if_refused(), 1, "it was good for a while");
+    }
 }

@@ -190,6 +190,16 @@ impl AzureFake {
         client_id
     }
 
+    /// Takes a managed identity from the machine; tokens that were issued to it stay valid.
+    pub fn unassign_identity(&self, client_id: &str) {
+        self.azure.state().directory.unassign(client_id);
+    }
+
+    /// Gives the machine a managed identity that was registered before.
+    pub fn assign_identity(&self, identity: Identity, client_id: &str) {
+        self.azure.state().directory.assign(identity, client_id);
+    }
+
     /// Lets an application log in with a further certificate.
     ///
     /// # Errors

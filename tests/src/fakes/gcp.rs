@@ -154,6 +154,16 @@ impl Gcp {
         default_account()
     }
 
+    /// Takes the account from the machine, whose metadata server then gives no tokens.
+    pub fn detach_account(&self) {
+        self.cloud.state().is_detached = true;
+    }
+
+    /// Ends [`Gcp::detach_account`].
+    pub fn attach_account(&self) {
+        self.cloud.state().is_detached = false;
+    }
+
     /// Deletes a key: what it has signed is refused from now on. Access tokens got with it before go on.
     pub fn revoke_key(&self, key: &AccountKey) {
         if let Some(account) = self.cloud.state().accounts.get_mut(&key.email) {
@@ -290,6 +300,8 @@ struct State {
     providers: BTreeMap<String, Provider>,
     tokens: HashMap<String, Grant>,
     token_lifetime: Duration,
+    /// Whether the machine has no account.
+    is_detached: bool,
     faults: Faults,
     calls: BTreeMap<Operation, usize>,
 }
@@ -307,6 +319,7 @@ impl Default for State {
             providers: BTreeMap::new(),
             tokens: HashMap::new(),
             token_lifetime: Duration::from_secs(3600),
+            is_detached: false,
             faults: Faults::default(),
             calls: BTreeMap::new(),
         }

@@ -183,7 +183,7 @@ impl AccessKey {
         AccessKey { id: "AKIAUNKNOWN".into(), secret: "unknown".into(), session_token: None }
     }
 
-    fn from_xml(answer: &str) -> Result<AccessKey> {
+    pub(crate) fn from_xml(answer: &str) -> Result<AccessKey> {
         let (id, secret) = (element(answer, "AccessKeyId"), element(answer, "SecretAccessKey"));
         let session_token = element(answer, "SessionToken");
         Ok(AccessKey { id: id.context("no id")?, secret: secret.context("no secret")?, session_token })

@@ -20,8 +20,9 @@ use aws_smithy_runtime_api::client::http::{
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
-use aws_smithy_runtime_api::client::runtime_components::{RuntimeComponents, RuntimeComponentsBuilder};
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::DateTime;
+use aws_smithy_types::error::display::DisplayErrorContext;
 use scaivault_backends::aws_http_client;
 use scaivault_backends::egress::{Egress, Policy};
 use scaivault_domain::backend::{Endpoint, Tls};
@@ -80,11 +81,14 @@ async fn find() -> DefaultCredentialsChain {
 }
 
 fn missing(error: &CredentialsError) -> Error {
+    // For the operator, whom the caller is sent to.
+    tracing::warn!(error = %DisplayErrorContext(error), "no AWS identity of the control plane could be had");
     let (reason, message) = match error {
         CredentialsError::ProviderTimedOut(_) => {
             (Reason::BackendTimeout, "what gives ScaiVault its AWS identity did not answer in time")
         }
-        CredentialsError::ProviderError(_) => {
+        // `Unhandled` is an answer that is none, or no answer at all.
+        CredentialsError::ProviderError(_) | CredentialsError::Unhandled(_) => {
             (Reason::BackendUnreachable, "what gives ScaiVault its AWS identity cannot be used")
         }
         _ => (Reason::BackendLoginFailed, "ScaiVault has no AWS identity where it runs"),
@@ -111,6 +115,7 @@ impl AnyServer {
         &self,
         request: &HttpRequest,
         settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
     ) -> Result<SharedHttpConnector, ConnectorError> {
         let unusable = || ConnectorError::user("no server of this address can be asked".into());
         let mut url = reqwest::Url::parse(request.uri()).map_err(|_| unusable())?;
@@ -122,16 +127,20 @@ impl AnyServer {
             return Ok(connector.clone());
         }
         let client = aws_http_client(&server, &Tls::default(), &self.egress).map_err(|_| unusable())?;
-        let components = RuntimeComponentsBuilder::new("own identity").build().map_err(|_| unusable())?;
-        let connector = client.http_connector(settings, &components);
+        let connector = client.http_connector(settings, components);
         servers.insert(url.into(), connector.clone());
         Ok(connector)
     }
 }
 
 impl HttpClient for AnyServer {
-    fn http_connector(&self, settings: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
-        SharedHttpConnector::new(AnyConnector { servers: self.clone(), settings: settings.clone() })
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        let (servers, settings, components) = (self.clone(), settings.clone(), components.clone());
+        SharedHttpConnector::new(AnyConnector { servers, settings, components })
     }
 }
 
@@ -139,11 +148,12 @@ impl HttpClient for AnyServer {
 struct AnyConnector {
     servers: AnyServer,
     settings: HttpConnectorSettings,
+    components: RuntimeComponents,
 }
 
 impl HttpConnector for AnyConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let connector = match self.servers.connector(&request, &self.settings) {
+        let connector = match self.servers.connector(&request, &self.settings, &self.components) {
             Ok(connector) => connector,
             Err(error) => return HttpConnectorFuture::ready(Err(error)),
         };
@@ -157,5 +167,26 @@ impl HttpConnector for AnyConnector {
                 .await
                 .unwrap_or_else(|elapsed| Err(ConnectorError::timeout(elapsed.into())))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::routing::{get, put};
+
+    use super::super::tests::serve;
+    use super::*;
+
+    #[tokio::test]
+    async fn the_services_of_the_machine_are_reached() {
+        let token = async || ([("x-aws-ec2-metadata-token-ttl-seconds", "21600")], "token");
+        let router = Router::new()
+            .route("/latest/api/token", put(token))
+            .route("/latest/meta-data/instance-id", get(async || "i-1"));
+        let url = serve(router).await;
+        let config = ProviderConfig::default().with_http_client(AnyServer::new());
+        let metadata = imds::Client::builder().configure(&config).endpoint(url.to_string()).unwrap().build();
+        assert_eq!(metadata.get("/latest/meta-data/instance-id").await.unwrap().as_ref(), "i-1");
     }
 }

@@ -237,6 +237,11 @@ impl Directory {
         }
     }
 
+    pub(super) fn unassign(&mut self, client_id: &str) {
+        self.user_identities.remove(client_id);
+        self.system_identity.take_if(|assigned| assigned == client_id);
+    }
+
     pub(super) fn rotate_secret(&mut self, client_id: &str) -> String {
         let secret = random_text(30);
         self.principal(client_id).secret = Some(secret.clone());

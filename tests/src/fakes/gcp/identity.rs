@@ -312,7 +312,9 @@ impl Cloud {
             ["project", "project-id"] => text(StatusCode::OK, PROJECT),
             ["project", "numeric-project-id"] => text(StatusCode::OK, PROJECT_NUMBER),
             ["universe", "universe-domain"] => text(StatusCode::OK, "googleapis.com"),
-            ["instance", "service-accounts", name, value] if name == "default" || name == account => {
+            ["instance", "service-accounts", name, value]
+                if (name == "default" || name == account) && !self.state().is_detached =>
+            {
                 self.account_value(call, &account, value)
             }
             _ => html(StatusCode::NOT_FOUND, "The requested URL was not found on this server."),

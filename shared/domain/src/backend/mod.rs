@@ -412,19 +412,23 @@ impl Provider {
         }
     }
 
-    /// Everything that a login or a read connects to, by the field of `config` that decides it.
+    /// Everything that a login or a read connects to from here, by the field of `config` that decides it.
     pub fn endpoints(&self) -> Vec<(&'static str, Cow<'_, Endpoint>)> {
         match self {
-            Provider::HashicorpVault { target, login } => {
-                let mut endpoints = vec![("endpoint", Cow::Borrowed(&target.endpoint))];
-                endpoints.extend(login.method.sts_endpoint().map(|sts| ("sts_endpoint", Cow::Borrowed(sts))));
-                endpoints
-            }
+            // The STS of Vault's `aws` method is Vault's to call.
+            Provider::HashicorpVault { target, .. } => vec![("endpoint", Cow::Borrowed(&target.endpoint))],
             Provider::AwsSecretsManager { target, login } => {
                 vec![("endpoint", target.endpoint()), ("sts_endpoint", login.sts_endpoint(&target.region))]
             }
             Provider::AzureKeyVault { target, login } => {
-                vec![("vault_url", Cow::Borrowed(&target.vault)), ("authority", login.authority())]
+                let vault = ("vault_url", Cow::Borrowed(&target.vault));
+                match &login.method {
+                    // The operator says where those are from.
+                    AzureMethod::ManagedIdentity { .. } => vec![vault],
+                    AzureMethod::ClientSecret { .. } | AzureMethod::Certificate { .. } => {
+                        vec![vault, ("authority", login.authority())]
+                    }
+                }
             }
             Provider::GoogleSecretManager { target, .. } => vec![("endpoint", target.endpoint())],
         }

@@ -59,8 +59,9 @@ pub struct Options {
     #[arg(long, env = "SCAIVAULT_AUDIT_ROTATE", value_name = "DURATION")]
     pub audit_rotate: Option<String>,
     /// Let ScaiVault's own identities, where they are granted to a tenant, go to this host too: a name, an address or
-    /// `*.suffix`. Without it they go to the providers' own addresses only. May be given more than once
-    #[arg(long, env = "SCAIVAULT_OWN_IDENTITY_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    /// `*.suffix`, with or without `:port`; with `kubernetes=` (aws, azure, gcp) before it that identity alone. Without it
+    /// they go to the providers' own addresses only. May be given more than once
+    #[arg(long, env = "SCAIVAULT_OWN_IDENTITY_HOSTS", value_name = "[IDENTITY=]HOST", value_delimiter = ',')]
     pub own_identity_hosts: Vec<String>,
     /// File with the token of the Kubernetes service account that logs in to Vault [default: where Kubernetes puts it]
     #[arg(long, env = "SCAIVAULT_KUBERNETES_TOKEN_FILE", value_name = "FILE")]
@@ -264,7 +265,7 @@ mod tests {
         let with =
             |host: &str| Options { own_identity_hosts: vec![host.into()], ..Options::default() }.parse();
         assert!(format!("{:#}", with("https://vault").unwrap_err()).contains("--own-identity-hosts"));
-        assert!(with("*.vault.internal").is_ok());
+        assert!(with("*.vault.internal").is_ok() && with("kubernetes=vault.internal:8200").is_ok());
     }
 
     #[test]

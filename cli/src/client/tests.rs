@@ -513,6 +513,25 @@ async fn set_sends_only_what_changes_with_the_etag_that_was_read() {
 }
 
 #[tokio::test]
+async fn set_of_another_type_sends_nothing_of_the_old_store() {
+    let (server, kept) = with_backend().await;
+    let command = "backend set vault-prod --type aws-secrets-manager --region eu-central-1 --credentials-path infra/aws";
+    server.run(command).await.expect("changed");
+    let sent = kept.lock().expect("no test panicked").take().expect("a request");
+    let paths = sent.update_mask.expect("a mask").paths;
+    assert_eq!(paths, ["aws_secrets_manager", "history_depth"]);
+    let backend = sent.backend.expect("a backend");
+    assert_eq!(backend.history_depth, 0, "the default of the new store");
+    let Some(federation::backend::Config::AwsSecretsManager(config)) = backend.config else {
+        panic!("no config")
+    };
+    assert_eq!(
+        (&*config.region, &*config.credentials_path, &*config.endpoint),
+        ("eu-central-1", "infra/aws", "")
+    );
+}
+
+#[tokio::test]
 async fn a_backend_is_added_in_mode_sync_with_rules_that_say_otherwise() {
     let (server, kept) = with_backend().await;
     let command = "backend add vault-prod --type hashicorp-vault --endpoint https://vault:8200 --auth-method approle \

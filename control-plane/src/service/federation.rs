@@ -51,6 +51,26 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// What the operator says of every connection, whichever identity is shown on it.
+    fn check(&self, provider: &Provider) -> Result<(), Error> {
+        for (field, endpoint) in provider.endpoints() {
+            if !endpoint.is_https() && !self.plaintext {
+                let pointer = format!("/config/{field}");
+                return Err(Error::field(Reason::InvalidConfig, pointer, "must be https")
+                    .next("use TLS, or start the control plane with --allow-plaintext-backends"));
+            }
+        }
+        if !provider.target().tls().verify && !self.unverified_tls {
+            let detail = "may only be false if the operator allows it";
+            return Err(Error::field(Reason::InvalidConfig, "/config/tls_verify", detail).next(
+                "give the server's CA as `ca_cert`, or start the control plane with --allow-unverified-tls",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Whether a mapping may hide existing local secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Covered {
@@ -226,7 +246,7 @@ impl Federation {
         id: &BackendId,
         spec: &BackendSpec,
     ) -> Result<(), Error> {
-        self.check_limits(spec)?;
+        self.limits.check(&spec.provider)?;
         spec.provider.kind().naming().check(&spec.mapping)?;
         spec.sync.check(spec.mode, spec.mapping.rules(), self.limits.sync_interval)?;
         check_against_others(configuration, id, spec)
@@ -282,23 +302,6 @@ impl Federation {
         Tx::new()
             .expect_as_found(anchor.clone(), configuration.anchor)
             .put(anchor.clone(), self.records.seal(&anchor, &next))
-    }
-
-    fn check_limits(&self, spec: &BackendSpec) -> Result<(), Error> {
-        for (field, endpoint) in spec.provider.endpoints() {
-            if !endpoint.is_https() && !self.limits.plaintext {
-                let pointer = format!("/config/{field}");
-                return Err(Error::field(Reason::InvalidConfig, pointer, "must be https")
-                    .next("use TLS, or start the control plane with --allow-plaintext-backends"));
-            }
-        }
-        if !spec.provider.target().tls().verify && !self.limits.unverified_tls {
-            let detail = "may only be false if the operator allows it";
-            return Err(Error::field(Reason::InvalidConfig, "/config/tls_verify", detail).next(
-                "give the server's CA as `ca_cert`, or start the control plane with --allow-unverified-tls",
-            ));
-        }
-        Ok(())
     }
 
     /// Refuses an endpoint that could not be connected to anyway. Asked after the rights: it looks names up.
@@ -443,4 +446,33 @@ fn check_version(current: RowVersion, expected: Option<RowVersion>) -> Result<()
 
 fn gone() -> Error {
     Error::new(Reason::NotFound, "no backend has this id").next("list the backends to see their ids")
+}
+
+#[cfg(test)]
+mod tests {
+    use scaivault_domain::backend::{
+        Endpoint, ListedHosts, OwnIdentity, Tls, VaultLogin, VaultMethod, VaultTarget,
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_identity_of_ours_goes_without_tls_only_where_host_and_operator_allow_it() {
+        let shown = |url: &str, verify: bool| {
+            let target = VaultTarget::at(Endpoint::parse("endpoint", url).unwrap());
+            let target = VaultTarget { tls: Tls { verify, ..Tls::default() }, ..target };
+            let method = VaultMethod::Kubernetes { role: "r".into(), credentials: None };
+            Provider::HashicorpVault { target, login: VaultLogin { mount: "kubernetes".into(), method } }
+        };
+        let strict = Limits::default();
+        let lax = Limits { plaintext: true, unverified_tls: true, ..Limits::default() };
+        let listed = ListedHosts::parse(["vault.internal"]).unwrap();
+        for provider in [shown("http://vault.internal", true), shown("https://vault.internal", false)] {
+            let is_listed =
+                |hosts: &ListedHosts| provider.check_own_identity(OwnIdentity::ALL, hosts).is_ok();
+            assert!(is_listed(&listed) && lax.check(&provider).is_ok());
+            assert!(strict.check(&provider).is_err(), "the host is listed, but the operator's switch is off");
+            assert!(!is_listed(&ListedHosts::default()), "the switch is on, but the host is not listed");
+        }
+    }
 }

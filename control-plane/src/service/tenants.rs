@@ -54,6 +54,15 @@ fn check_display_name(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// What the row of a change tells that it changed: the tenant, and which identities it may use now, if that is another.
+fn changed(granted: &[OwnIdentity], after: &TenantRecord) -> String {
+    if granted == after.identities {
+        return after.id.to_string();
+    }
+    let names: Vec<_> = after.identities.iter().map(|identity| identity.as_str()).collect();
+    format!("{}/identities={}", after.id, names.join(","))
+}
+
 fn unknown() -> Error {
     Error::new(Reason::NotFound, "no tenant has this id").next("list the tenants to see their ids")
 }
@@ -80,7 +89,7 @@ impl Tenants {
         let now = self.clock.now();
         let record = TenantRecord { id, display_name, identities, created: now };
         let key = tenant_key(&record.id);
-        let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, record.id.as_str(), now);
+        let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, changed(&[], &record), now);
         let tx = Tx::new().expect_absent(key.clone()).put(key.clone(), self.records.seal(&key, &record));
         match settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
             Some(revision) => Ok(Committed { value: record, revision }),
@@ -105,9 +114,10 @@ impl Tenants {
         let key = tenant_key(id);
         for _ in 0..ATTEMPTS {
             let (before, version) = self.records.get::<TenantRecord>(&key).await?.ok_or_else(unknown)?;
+            let granted = before.identities.clone();
             let record = change.clone().applied_to(before);
-            let row =
-                AuditRow::new(allowed.caller(), origin, Action::TenantWrite, id.as_str(), self.clock.now());
+            let what = changed(&granted, &record);
+            let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, what, self.clock.now());
             let tx =
                 Tx::new().expect(key.clone(), version).put(key.clone(), self.records.seal(&key, &record));
             if let Some(revision) = settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
@@ -230,5 +240,33 @@ impl Tenants {
             let tx = rows.iter().fold(Tx::new(), |tx, row| tx.delete(Key::new(id, space, row.name())));
             settle(self.records.store().commit(tx).await)?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scaivault_domain::time::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn the_row_of_a_grant_tells_what_is_granted_now() {
+        let told = |granted: &[OwnIdentity], identities: Option<&[OwnIdentity]>| {
+            let before = TenantRecord {
+                id: TenantId::parse("acme").unwrap(),
+                display_name: String::new(),
+                identities: granted.to_vec(),
+                created: Timestamp::default(),
+            };
+            let change = TenantChange {
+                display_name: Some("Acme".into()),
+                identities: identities.map(<[OwnIdentity]>::to_vec),
+            };
+            changed(granted, &change.applied_to(before))
+        };
+        let (aws, both) = ([OwnIdentity::Aws], [OwnIdentity::Aws, OwnIdentity::Gcp]);
+        assert_eq!(told(&aws, Some(&both)), "acme/identities=aws,gcp");
+        assert_eq!(told(&aws, Some(&[])), "acme/identities=", "they are taken away");
+        assert_eq!([told(&aws, None), told(&aws, Some(&aws))], ["acme", "acme"]);
     }
 }

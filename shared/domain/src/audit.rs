@@ -48,7 +48,7 @@ pub enum Action {
     /// A token was created, renewed or revoked.
     #[serde(rename = "token.write")]
     TokenWrite,
-    /// A tenant was created or deleted.
+    /// A tenant was created, changed or deleted.
     #[serde(rename = "tenant.write")]
     TenantWrite,
     /// A node was invited, enrolled or removed.

@@ -46,12 +46,14 @@ pub(super) fn edit(
         return parse(wanted);
     };
     let mut spec = before.clone();
+    // First, for other fields' defaults are those of the store.
+    if mask.paths.iter().any(|path| is_store(path)) {
+        spec.provider = provider::parse(wanted.config)?;
+    }
     for path in &mask.paths {
         match path.as_str() {
             "name" => spec.name = BackendName::parse(&wanted.name)?,
-            "hashicorp_vault" | "aws_secrets_manager" | "azure_key_vault" | "google_secret_manager" => {
-                spec.provider = provider::parse(wanted.config.clone())?;
-            }
+            path if is_store(path) => {}
             "rules" => spec.mapping = parse_rules(wanted.rules.clone())?,
             "mode" => spec.mode = parse_mode(wanted.mode)?,
             "sync_interval" => spec.sync.interval = parse_interval("/sync_interval", wanted.sync_interval)?,
@@ -76,6 +78,11 @@ pub(super) fn edit(
         }
     }
     Ok(spec)
+}
+
+/// Whether a field of the message is a store's configuration.
+fn is_store(path: &str) -> bool {
+    matches!(path, "hashicorp_vault" | "aws_secrets_manager" | "azure_key_vault" | "google_secret_manager")
 }
 
 fn parse_rules(rules: Vec<pb::PathRule>) -> Result<PathMapping, Error> {
@@ -166,5 +173,39 @@ fn configured(spec: &BackendSpec) -> pb::Backend {
         enabled: Some(spec.enabled),
         timeout: Some(wire::duration(spec.timeout)),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_is_that_of_the_new_store_in_whichever_order_the_fields_are_named() {
+        let rules =
+            vec![pb::PathRule { pattern: "a/**".into(), template: "b/**".into(), ..Default::default() }];
+        let vault = pb::HashicorpVaultConfig {
+            endpoint: "https://vault".into(),
+            auth_method: "approle".into(),
+            auth_config_path: "infra/vault".into(),
+            ..Default::default()
+        };
+        let config = Some(pb::backend::Config::HashicorpVault(vault));
+        let mode = pb::Mode::Proxy.into();
+        let before = pb::Backend { name: "store".into(), config, rules, mode, ..Default::default() };
+        let before = parse(before).unwrap();
+        assert_eq!(before.sync.history_depth, 10);
+        let aws = pb::AwsSecretsManagerConfig {
+            region: "eu-central-1".into(),
+            credentials_path: "infra/aws".into(),
+            ..Default::default()
+        };
+        let config = Some(pb::backend::Config::AwsSecretsManager(aws));
+        let wanted = pb::Backend { config, ..Default::default() };
+        for paths in [["history_depth", "aws_secrets_manager"], ["aws_secrets_manager", "history_depth"]] {
+            let mask = FieldMask { paths: paths.map(str::to_owned).into() };
+            let after = edit(&before, wanted.clone(), Some(&mask)).unwrap();
+            assert_eq!(after.sync.history_depth, 1, "{paths:?}");
+        }
     }
 }

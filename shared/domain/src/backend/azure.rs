@@ -109,11 +109,6 @@ impl AzureCloud {
             .any(|suffix| host.strip_suffix(suffix).is_some_and(|name| !name.is_empty()))
     }
 
-    /// Whether `host` is where one of the clouds issues tokens.
-    pub fn has_authority(host: &str) -> bool {
-        ["login.microsoftonline.com", "login.chinacloudapi.cn", "login.microsoftonline.us"].contains(&host)
-    }
-
     fn authority(self) -> &'static str {
         match self {
             AzureCloud::Public => "https://login.microsoftonline.com",

@@ -412,19 +412,23 @@ impl Provider {
         }
     }
 
-    /// Everything that a login or a read connects to, by the field of `config` that decides it.
+    /// Everything that a login or a read connects to from here, by the field of `config` that decides it.
     pub fn endpoints(&self) -> Vec<(&'static str, Cow<'_, Endpoint>)> {
         match self {
-            Provider::HashicorpVault { target, login } => {
-                let mut endpoints = vec![("endpoint", Cow::Borrowed(&target.endpoint))];
-                endpoints.extend(login.method.sts_endpoint().map(|sts| ("sts_endpoint", Cow::Borrowed(sts))));
-                endpoints
-            }
+            // The STS of Vault's `aws` method is Vault's to call.
+            Provider::HashicorpVault { target, .. } => vec![("endpoint", Cow::Borrowed(&target.endpoint))],
             Provider::AwsSecretsManager { target, login } => {
                 vec![("endpoint", target.endpoint()), ("sts_endpoint", login.sts_endpoint(&target.region))]
             }
             Provider::AzureKeyVault { target, login } => {
-                vec![("vault_url", Cow::Borrowed(&target.vault)), ("authority", login.authority())]
+                let vault = ("vault_url", Cow::Borrowed(&target.vault));
+                match &login.method {
+                    // The operator says where those are from.
+                    AzureMethod::ManagedIdentity { .. } => vec![vault],
+                    AzureMethod::ClientSecret { .. } | AzureMethod::Certificate { .. } => {
+                        vec![vault, ("authority", login.authority())]
+                    }
+                }
             }
             Provider::GoogleSecretManager { target, .. } => vec![("endpoint", target.endpoint())],
         }
@@ -466,13 +470,18 @@ impl BackendSpec {
     ///
     /// A backend sends a credential to an endpoint and shows at its patterns what it finds there. So whoever changes the
     /// store, the login or the mapping must be able to read the credential, for the mapping decides what the credential
-    /// shows, and to write at every pattern, old and new, for the endpoint decides what is found there.
+    /// shows, and to write at every pattern, old and new, for the endpoint decides what is found there. So does who
+    /// changes which side's writes count: that decides what is written over. When and how much is synced does not.
     ///
     /// # Errors
     /// `permission_denied`, naming the field and the capability.
     pub fn authorize_change(&self, before: Option<&BackendSpec>, caller: &Caller) -> Result<(), Error> {
         if before.is_some_and(|before| {
-            before.provider == self.provider && before.mapping == self.mapping && before.mode == self.mode
+            before.provider == self.provider
+                && before.mapping == self.mapping
+                && before.mode == self.mode
+                && before.sync.write_policy == self.sync.write_policy
+                && before.sync.conflict_policy == self.sync.conflict_policy
         }) {
             return Ok(());
         }
@@ -513,6 +522,7 @@ pub fn check_timeout(timeout: Duration) -> Result<Duration, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::{ConflictPolicy, WritePolicy};
 
     #[test]
     fn ids_read_as_they_are_written() {
@@ -530,5 +540,40 @@ mod tests {
         }
         assert_eq!(Endpoint::parse("endpoint", "https://a:8200/").unwrap().to_string(), "https://a:8200");
         assert_eq!(Endpoint::parse("endpoint", "https://a/vault/").unwrap().to_string(), "https://a/vault");
+    }
+
+    #[test]
+    fn who_decides_what_is_written_over_needs_the_right_to_write_it() {
+        let method = VaultMethod::Approle { credentials: SecretPath::parse("infra/vault").unwrap() };
+        let target = VaultTarget::at(Endpoint::parse("endpoint", "https://vault").unwrap());
+        let before = BackendSpec {
+            name: BackendName::parse("vault").unwrap(),
+            provider: Provider::HashicorpVault {
+                target,
+                login: VaultLogin { mount: "approle".into(), method },
+            },
+            mapping: PathMapping::parse([("a/**", "kv/**")]).unwrap(),
+            mode: Mode::Sync,
+            sync: SyncSettings::default(),
+            enabled: true,
+            timeout: DEFAULT_TIMEOUT,
+        };
+        let without_rights = Caller {
+            tenant: crate::tenant::TenantId::parse("acme").unwrap(),
+            token: None,
+            subject: "ci".into(),
+            accessor: String::new(),
+            scopes: Vec::new(),
+            rules: Vec::new().into(),
+            expires_at: None,
+        };
+        let may = |change: fn(&mut SyncSettings)| {
+            let mut spec = before.clone();
+            change(&mut spec.sync);
+            spec.authorize_change(Some(&before), &without_rights).is_ok()
+        };
+        assert!(!may(|sync| sync.write_policy = WritePolicy::WriteThrough));
+        assert!(!may(|sync| sync.conflict_policy = ConflictPolicy::LocalWins));
+        assert!(may(|sync| (sync.prefetch, sync.interval) = (true, Some(Duration::from_secs(60)))));
     }
 }

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use url::Host;
 
-use super::{AwsRegion, AwsRole, AzureCloud, Endpoint, OwnIdentity, Provider, VaultMethod};
+use super::{AwsRegion, AwsRole, AzureCloud, Endpoint, OwnIdentity, Provider, VaultLogin, VaultMethod};
 use crate::error::{Error, Reason};
 
 /// The hosts that the operator trusts with ScaiVault's own identities, besides the providers' own.
@@ -13,43 +13,84 @@ use crate::error::{Error, Reason};
 pub struct ListedHosts(Vec<ListedHost>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum ListedHost {
+struct ListedHost {
+    /// The one that may go there; `None`: each.
+    identity: Option<OwnIdentity>,
+    name: ListedName,
+    /// `None`: any.
+    port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum ListedName {
     Exactly(String),
     Below(String),
 }
 
 impl ListedHosts {
-    /// Parses hosts: a name, an address, or `*.` and a name for everything below it. No port.
+    /// Parses hosts: a name, an address, or `*.` and a name for everything below it. `:port` behind it narrows the entry
+    /// to one port, and `kubernetes=` (or another identity's name) before it to one identity.
     ///
     /// # Errors
     /// The entry that is no host.
     pub fn parse<S: AsRef<str>>(entries: impl IntoIterator<Item = S>) -> Result<Self, NoHost> {
-        let host = |text: &str| match text.parse::<Ipv6Addr>() {
-            Ok(address) => Ok(format!("[{address}]")),
-            Err(_) => Host::parse(text).map(|host| host.to_string()),
-        };
         let entry = |entry: S| {
             let entry = entry.as_ref().trim();
-            match entry.strip_prefix("*.") {
-                Some(name) => match host(name) {
-                    // What is below an address, or a top level domain, belongs to everybody.
-                    Ok(name) if name.contains('.') && Host::parse(&name).is_ok_and(|host| is_name(&host)) => {
-                        Ok(ListedHost::Below(format!(".{name}")))
-                    }
-                    _ => Err(NoHost(entry.to_owned())),
-                },
-                None => host(entry).map(ListedHost::Exactly).map_err(|_| NoHost(entry.to_owned())),
-            }
+            ListedHost::parse(entry).ok_or_else(|| NoHost(entry.to_owned()))
         };
         entries.into_iter().map(entry).collect::<Result<_, _>>().map(ListedHosts)
     }
 
-    fn has(&self, host: &str) -> bool {
-        self.0.iter().any(|listed| match listed {
-            ListedHost::Exactly(name) => name == host,
-            ListedHost::Below(suffix) => host.strip_suffix(suffix).is_some_and(|label| !label.is_empty()),
+    fn has(&self, identity: OwnIdentity, endpoint: &Endpoint) -> bool {
+        self.0.iter().any(|listed| {
+            listed.identity.is_none_or(|only| only == identity)
+                && listed.port.is_none_or(|only| endpoint.url().port_or_known_default() == Some(only))
+                && listed.name.is_of(endpoint.host())
         })
     }
+}
+
+impl ListedHost {
+    fn parse(entry: &str) -> Option<Self> {
+        let (identity, place) = match entry.split_once('=') {
+            Some((identity, place)) => (Some(OwnIdentity::parse(identity)?), place),
+            None => (None, entry),
+        };
+        // The colons of a bare IPv6 address are its own.
+        let (host, port) = match place.rsplit_once(':') {
+            Some((host, port)) if place.parse::<Ipv6Addr>().is_err() && !place.ends_with(']') => {
+                (host, Some(parse_port(port)?))
+            }
+            _ => (place, None),
+        };
+        Some(ListedHost { identity, name: ListedName::parse(host)?, port })
+    }
+}
+
+impl ListedName {
+    fn parse(text: &str) -> Option<Self> {
+        let host = |text: &str| match text.parse::<Ipv6Addr>() {
+            Ok(address) => Some(format!("[{address}]")),
+            Err(_) => Host::parse(text).ok().map(|host| host.to_string()),
+        };
+        let Some(name) = text.strip_prefix("*.") else { return host(text).map(ListedName::Exactly) };
+        let name = host(name)?;
+        // What is below an address, or a top level domain, belongs to everybody.
+        let is_owned = name.contains('.') && Host::parse(&name).is_ok_and(|host| is_name(&host));
+        is_owned.then(|| ListedName::Below(format!(".{name}")))
+    }
+
+    fn is_of(&self, host: &str) -> bool {
+        match self {
+            ListedName::Exactly(name) => name == host,
+            ListedName::Below(suffix) => host.strip_suffix(suffix).is_some_and(|label| !label.is_empty()),
+        }
+    }
+}
+
+fn parse_port(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|port| digits && *port != 0)
 }
 
 fn is_name(host: &Host<String>) -> bool {
@@ -62,7 +103,12 @@ pub struct NoHost(String);
 
 impl fmt::Display for NoHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` is no host such as `vault.internal`, `*.vault.internal` or `10.0.0.7`", self.0)
+        write!(
+            f,
+            "`{}` is no host such as `vault.internal`, `*.vault.internal` or `10.0.0.7:8200`, or, for one identity alone, \
+             `kubernetes=vault.internal`",
+            self.0
+        )
     }
 }
 
@@ -74,6 +120,9 @@ impl Provider {
     ///
     /// # Errors
     /// `permission_denied` or `invalid_config`, naming the field.
+    ///
+    /// A listed host may be without TLS, or with a certificate that is not checked: whether any backend may be so is the
+    /// operator's to say, and asked elsewhere.
     pub fn check_own_identity(&self, granted: &[OwnIdentity], listed: &ListedHosts) -> Result<(), Error> {
         let Some(identity) = self.own_identity() else { return Ok(()) };
         if !granted.contains(&identity) {
@@ -87,20 +136,14 @@ impl Provider {
                 identity.as_str()
             )));
         }
+        self.check_shown_rights()?;
         let target = self.target();
         let tls = target.tls();
         for (field, endpoint) in self.endpoints() {
-            if listed.has(endpoint.host()) {
+            if listed.has(identity, &endpoint) {
                 continue;
             }
-            if !endpoint.is_https() || !self.is_of_provider(field, &endpoint) {
-                let detail = "ScaiVault's own identity goes to the provider's own address only, or where the operator \
-                              allows it";
-                return Err(Error::field(Reason::InvalidConfig, format!("/config/{field}"), detail).next(
-                    "leave the field out, give a credential of your own, or ask the operator to list the host: \
-                     `--own-identity-hosts`",
-                ));
-            }
+            self.check_is_of_provider(field, &endpoint)?;
             if !tls.verify || tls.ca_cert.is_some() {
                 let field = if tls.verify { "ca_cert" } else { "tls_verify" };
                 let detail = "with ScaiVault's own identity the provider's own address is trusted by public certificates \
@@ -109,7 +152,52 @@ impl Provider {
                     .next("leave it out, or ask the operator to list the host: `--own-identity-hosts`"));
             }
         }
+        // Not connected to from here: it is Vault that sends our signed request there.
+        if let Provider::HashicorpVault { login, .. } = self
+            && let Some(sts) = login.method.sts_endpoint()
+            && !listed.has(identity, sts)
+        {
+            self.check_is_of_provider("sts_endpoint", sts)?;
+        }
         Ok(())
+    }
+
+    /// Refuses a login that shows more of our identity than it needs to.
+    fn check_shown_rights(&self) -> Result<(), Error> {
+        match self {
+            // Nodes hold the session. Without a role it would be that of our own identity, with all that this may do.
+            Provider::AwsSecretsManager { login, .. } if login.role.is_none() => {
+                let detail = "is required where ScaiVault's own identity is used: what nodes hold are the role's rights, \
+                              not ScaiVault's";
+                Err(Error::field(Reason::InvalidConfig, "/config/role_arn", detail).next(
+                    "name a role that may read these secrets and trusts ScaiVault's identity; or give keys of your own \
+                     as `credentials_path`",
+                ))
+            }
+            // A request that is signed for another Vault could be shown to that one by whoever runs this one.
+            Provider::HashicorpVault { target, login: VaultLogin { method, .. } } => match method {
+                VaultMethod::Aws { server_id, .. } if server_id != target.endpoint.host() => {
+                    let detail = "is the endpoint's host where ScaiVault's own identity is used";
+                    Err(Error::field(Reason::InvalidConfig, "/config/aws_server_id", detail).next(
+                        "leave it out, and configure Vault's `iam_server_id_header_value` to be that host; or give keys \
+                         of your own as `auth_config_path`",
+                    ))
+                }
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn check_is_of_provider(&self, field: &str, endpoint: &Endpoint) -> Result<(), Error> {
+        if endpoint.is_https() && self.is_of_provider(field, endpoint) {
+            return Ok(());
+        }
+        let detail = "ScaiVault's own identity goes to the provider's own address only, or where the operator allows it";
+        Err(Error::field(Reason::InvalidConfig, format!("/config/{field}"), detail).next(
+            "leave the field out, give a credential of your own, or ask the operator to list the host: \
+             `--own-identity-hosts`",
+        ))
     }
 
     /// This login, with an external id of ours where an identity of ours assumes a role: what the configuration had
@@ -184,7 +272,6 @@ impl Provider {
                 let service = if field == "sts_endpoint" { "sts" } else { "secretsmanager" };
                 is_aws_service(host, service, &target.region)
             }
-            Provider::AzureKeyVault { .. } if field == "authority" => AzureCloud::has_authority(host),
             Provider::AzureKeyVault { .. } => AzureCloud::has_vault(host),
             Provider::GoogleSecretManager { .. } => {
                 host.strip_suffix(".googleapis.com").is_some_and(|service| !service.is_empty())
@@ -217,7 +304,7 @@ fn is_aws_service(host: &str, service: &str, region: &AwsRegion) -> bool {
 mod tests {
     use super::super::{
         AwsLogin, AwsTarget, AzureLogin, AzureMethod, AzureTarget, GcpLogin, GcpTarget, ProjectId, RoleArn,
-        Tls, VaultLogin, VaultTarget,
+        Tls, VaultTarget,
     };
     use super::*;
     use crate::path::SecretPath;
@@ -226,25 +313,30 @@ mod tests {
         Endpoint::parse("endpoint", url).unwrap()
     }
 
+    fn role(name: &str, external_id: Option<&str>) -> AwsRole {
+        let arn = RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{name}")).unwrap();
+        AwsRole::new(arn, external_id.map(str::to_owned), AwsRole::SESSION).unwrap()
+    }
+
     fn aws(endpoint: Option<&str>, sts: Option<&str>) -> Provider {
         let region = AwsRegion::parse("region", "eu-central-1").unwrap();
         Provider::AwsSecretsManager {
             target: AwsTarget { region, endpoint: endpoint.map(at), tls: Tls::default() },
             login: AwsLogin {
                 credentials: None,
-                role: None,
+                role: Some(role("reader", None)),
                 sts_endpoint: sts.map(at),
                 allow_static_on_nodes: false,
             },
         }
     }
 
-    fn azure(vault: &str, authority: Option<&str>) -> Provider {
+    fn azure(vault: &str) -> Provider {
         let vault = at(vault);
         Provider::AzureKeyVault {
             login: AzureLogin {
                 method: AzureMethod::ManagedIdentity { client_id: None },
-                authority: authority.map(at),
+                authority: None,
                 resource: None,
                 cloud: AzureCloud::of(&vault),
             },
@@ -264,6 +356,20 @@ mod tests {
         Provider::HashicorpVault { target: VaultTarget::at(at(endpoint)), login }
     }
 
+    fn vault_by_aws(server_id: &str, sts: Option<&str>) -> Provider {
+        let mut provider = vault("https://vault.internal:8200");
+        if let Provider::HashicorpVault { login, .. } = &mut provider {
+            login.method = VaultMethod::Aws {
+                role: "r".into(),
+                credentials: None,
+                server_id: server_id.into(),
+                region: AwsRegion::parse("aws_region", "eu-central-1").unwrap(),
+                sts_endpoint: sts.map(at),
+            };
+        }
+        provider
+    }
+
     fn refused(provider: &Provider, listed: &[&str]) -> Option<String> {
         let listed = ListedHosts::parse(listed).unwrap();
         let outcome = provider.check_own_identity(OwnIdentity::ALL, &listed);
@@ -275,7 +381,7 @@ mod tests {
         for (provider, field) in [
             (aws(None, None), "/config/credentials_path"),
             (vault("https://vault.internal"), "/config/auth_config_path"),
-            (azure("https://acme.vault.azure.net", None), "/config/auth_method"),
+            (azure("https://acme.vault.azure.net"), "/config/auth_method"),
             (gcp(None), "/config/auth_method"),
         ] {
             let identity = provider.own_identity().unwrap();
@@ -289,12 +395,10 @@ mod tests {
 
     #[test]
     fn the_external_id_of_our_identity_is_ours_and_stays_with_the_role() {
-        let with = |role: &str, id: Option<&str>, credentials: Option<&str>| {
-            let arn = RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{role}")).unwrap();
-            let role = AwsRole::new(arn, id.map(str::to_owned), AwsRole::SESSION).unwrap();
+        let with = |name: &str, id: Option<&str>, credentials: Option<&str>| {
             let mut provider = aws(None, None);
             if let Provider::AwsSecretsManager { login, .. } = &mut provider {
-                login.role = Some(role);
+                login.role = Some(role(name, id));
                 login.credentials = credentials.map(|path| SecretPath::parse(path).unwrap());
             }
             provider
@@ -322,8 +426,8 @@ mod tests {
             aws(Some("https://secretsmanager-fips.eu-central-1.amazonaws.com"), None),
             aws(Some("https://vpce-0a-1b.secretsmanager.eu-central-1.vpce.amazonaws.com"), None),
             aws(None, Some("https://sts.amazonaws.com")),
-            azure("https://acme.vault.azure.net", None),
-            azure("https://acme.vault.azure.cn", None),
+            azure("https://acme.vault.azure.net"),
+            azure("https://acme.vault.azure.cn"),
             gcp(None),
             gcp(Some("https://secretmanager.europe-west3.rep.googleapis.com")),
         ] {
@@ -344,8 +448,7 @@ mod tests {
             (aws(Some("https://a.vpce-0a.secretsmanager.eu-central-1.vpce.amazonaws.com"), None), "endpoint"),
             (aws(None, Some("https://secretsmanager.eu-central-1.amazonaws.com")), "sts_endpoint"),
             (aws(None, Some("https://127.0.0.1")), "sts_endpoint"),
-            (azure("https://acme.vault.azure.net.evil.example", None), "vault_url"),
-            (azure("https://acme.vault.azure.net", Some("https://login.evil.example")), "authority"),
+            (azure("https://acme.vault.azure.net.evil.example"), "vault_url"),
             (gcp(Some("https://googleapis.com")), "endpoint"),
             (gcp(Some("https://evilgoogleapis.com")), "endpoint"),
             (vault("https://vault.internal"), "endpoint"),
@@ -373,8 +476,82 @@ mod tests {
         ] {
             assert_eq!(refused(&vault(endpoint), &listed).as_deref(), Some("/config/endpoint"), "{endpoint}");
         }
-        for entry in ["", "a b", "https://a", "*.", "*.com", "*.10.0.0.1", "a/b"] {
+        for entry in [
+            "",
+            "a b",
+            "https://a",
+            "*.",
+            "*.com",
+            "*.10.0.0.1",
+            "a/b",
+            "a:",
+            "a:0",
+            "a:+1",
+            "a:65536",
+            "me=a",
+            "aws=",
+        ] {
             assert!(ListedHosts::parse([entry]).is_err(), "{entry}");
+        }
+    }
+
+    #[test]
+    fn a_listed_host_may_be_narrowed_to_a_port_and_an_identity() {
+        for (entry, endpoint, allowed) in [
+            ("vault.internal:8200", "https://vault.internal:8200", true),
+            ("vault.internal:8200", "https://vault.internal", false),
+            ("vault.internal:443", "https://vault.internal", true),
+            ("vault.internal:80", "http://vault.internal", true),
+            ("*.internal.example:8200", "https://a.internal.example:8200", true),
+            ("*.internal.example:8200", "https://a.internal.example:8201", false),
+            ("[::1]:8200", "https://[::1]:8200", true),
+            ("[::1]:8200", "https://[::1]:8201", false),
+            ("[::1]", "https://[::1]:8201", true),
+            ("kubernetes=vault.internal", "https://vault.internal:8200", true),
+            ("kubernetes=vault.internal:8200", "https://vault.internal:8200", true),
+            ("kubernetes=::1", "https://[::1]:8200", true),
+            ("aws=vault.internal", "https://vault.internal:8200", false),
+        ] {
+            let refused = refused(&vault(endpoint), &[entry]);
+            assert_eq!(refused.is_none(), allowed, "{entry} {endpoint}");
+        }
+    }
+
+    #[test]
+    fn what_nodes_hold_are_the_rights_of_a_role_and_not_ours() {
+        let mut provider = aws(None, None);
+        if let Provider::AwsSecretsManager { login, .. } = &mut provider {
+            login.role = None;
+        }
+        assert_eq!(refused(&provider, &[]).as_deref(), Some("/config/role_arn"));
+    }
+
+    #[test]
+    fn our_signed_request_is_good_for_the_vault_that_it_is_shown_to() {
+        let listed = ["vault.internal"];
+        assert_eq!(refused(&vault_by_aws("vault.internal", None), &listed), None);
+        let elsewhere = refused(&vault_by_aws("other.internal", None), &listed);
+        assert_eq!(elsewhere.as_deref(), Some("/config/aws_server_id"));
+    }
+
+    #[test]
+    fn an_sts_that_vault_calls_is_judged_by_its_name() {
+        let sts = "https://sts.eu-central-1.amazonaws.com";
+        let mut provider = vault_by_aws("vault.internal", Some(sts));
+        if let Provider::HashicorpVault { target, .. } = &mut provider {
+            target.tls.ca_cert = Some("pem".into());
+        }
+        assert_eq!(refused(&provider, &["vault.internal"]), None, "the certificates are Vault's own");
+        for sts in ["https://sts.evil.example", "http://sts.eu-central-1.amazonaws.com"] {
+            let refused = refused(&vault_by_aws("vault.internal", Some(sts)), &["vault.internal"]);
+            assert_eq!(refused.as_deref(), Some("/config/sts_endpoint"), "{sts}");
+        }
+        for (provider, fields) in [
+            (vault_by_aws("vault.internal", Some(sts)), vec!["endpoint"]),
+            (azure("https://acme.vault.azure.net"), vec!["vault_url"]),
+        ] {
+            let connected: Vec<_> = provider.endpoints().into_iter().map(|(field, _)| field).collect();
+            assert_eq!(connected, fields, "nothing else is connected to");
         }
     }
 

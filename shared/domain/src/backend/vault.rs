@@ -103,6 +103,11 @@ impl VaultMethod {
     /// The names of all methods in the API.
     pub const NAMES: &'static [&'static str] = &["approle", "token", "kubernetes", "aws", "gcp"];
 
+    /// The region that a login of the `aws` method is signed for unless configured.
+    ///
+    /// Source: "AWS auth method" in Vault's documentation, whose logins are signed for it unless they are told another.
+    pub const AWS_REGION: &'static str = "us-east-1";
+
     /// The name in the API, which is also where Vault mounts it by default.
     pub fn as_str(&self) -> &'static str {
         match self {

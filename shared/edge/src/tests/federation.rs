@@ -273,6 +273,60 @@ async fn a_patch_changes_what_it_names_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn another_type_takes_nothing_of_the_old_store_over() {
+    let (_, router) = front();
+    create(&router, &with(|b| b["history_depth"] = json!(3))).await;
+    let change = |config: Value| json!({"type": "google-secret-manager", "config": config}).to_string();
+    let nothing = patch(&router, &[], r#"{"type":"google-secret-manager"}"#).await;
+    assert_eq!(nothing.refusal(), refusal(400, "invalid_request", "/config"));
+    let after = patch(&router, &[], &change(json!({"project_id": "acme", "credentials_path": "c"}))).await;
+    assert_eq!(after.status, 200, "{:?}", after.body);
+    for member in ["endpoint", "auth_method", "namespace"] {
+        assert_eq!(after.json()["config"].get(member), None, "{member}");
+    }
+    assert_eq!(after.json()["history_depth"], json!(10), "the fake's default, and not 3");
+    let again = patch(&router, &[], &change(json!({"endpoint": "https://sm"}))).await.json();
+    assert_eq!(again["config"]["project_id"], "acme", "the same type is no other store");
+}
+
+#[tokio::test]
+async fn defaults_follow_what_they_come_from() {
+    let config = async |before: Value, change: Value| {
+        let (_, router) = front();
+        let kind = before.get("region").map_or("hashicorp-vault", |_| "aws-secrets-manager");
+        let body = with(|b| (b["type"], b["config"]) = (json!(kind), before));
+        assert_eq!(create(&router, &body).await.status, 201, "{body}");
+        let answer = patch(&router, &[], &json!({"config": change}).to_string()).await;
+        assert_eq!(answer.status, 200, "{:?}", answer.body);
+        answer.json()["config"].clone()
+    };
+    let role = json!({"region": "eu-central-1", "credentials_path": "c", "role_arn": "r", "external_id": "x",
+        "session_duration": "2h"});
+    let after = config(role.clone(), json!({"role_arn": null})).await;
+    assert_eq!((after.get("external_id"), after.get("session_duration")), (None, None));
+    let after = config(role.clone(), json!({"credentials_path": null})).await;
+    assert_eq!((after.get("external_id"), &after["session_duration"]), (None, &json!("2h")));
+    let after = config(role, json!({"role_arn": "s"})).await;
+    assert_eq!((&after["external_id"], &after["session_duration"]), (&json!("x"), &json!("2h")));
+
+    // As the service gives them: defaults filled in.
+    let vault = json!({"endpoint": "https://a:8200", "auth_method": "aws", "auth_role": "r", "auth_mount": "aws",
+        "aws_server_id": "a", "aws_region": "us-east-1"});
+    let after = config(vault.clone(), json!({"endpoint": "https://b:8200"})).await;
+    assert_eq!(after.get("aws_server_id"), None);
+    let after = config(vault, json!({"auth_method": "gcp"})).await;
+    for member in ["auth_mount", "aws_server_id", "aws_region"] {
+        assert_eq!(after.get(member), None, "{member}");
+    }
+    let chosen = json!({"endpoint": "https://a:8200", "auth_method": "aws", "auth_role": "r", "auth_mount": "team/aws",
+        "aws_server_id": "vault.example", "aws_region": "eu-central-1"});
+    let after = config(chosen.clone(), json!({"endpoint": "https://b:8200"})).await;
+    for member in ["auth_mount", "aws_server_id", "aws_region"] {
+        assert_eq!(after[member], chosen[member], "{member}");
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_patch_is_named_by_its_pointer() {
     let (_, router) = front();
     create(&router, REFERENCE).await;

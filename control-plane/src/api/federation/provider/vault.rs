@@ -8,9 +8,6 @@ use scaivault_proto::federation::v1 as pb;
 
 use super::{given, invalid, one_of, only_of, optional_endpoint, optional_path, path, shown, tls};
 
-/// Where Vault's own documentation signs the login, unless it is told another region.
-const SIGNED_FOR: &str = "us-east-1";
-
 pub(super) fn parse(config: pb::HashicorpVaultConfig) -> Result<Provider, Error> {
     let endpoint = Endpoint::parse("endpoint", &config.endpoint)?;
     let method = method(&config, &endpoint)?;
@@ -73,7 +70,8 @@ fn method(config: &pb::HashicorpVaultConfig, endpoint: &Endpoint) -> Result<Vaul
         },
         "kubernetes" => VaultMethod::Kubernetes { role: role()?, credentials: own_or_given()? },
         "aws" => {
-            let region = if config.aws_region.is_empty() { SIGNED_FOR } else { &config.aws_region };
+            let region =
+                if config.aws_region.is_empty() { VaultMethod::AWS_REGION } else { &config.aws_region };
             let server_id = match config.aws_server_id.as_str() {
                 "" => endpoint.host().to_owned(),
                 id if id.bytes().all(|b| b.is_ascii_graphic()) && id.len() <= 255 => id.to_owned(),

@@ -145,7 +145,7 @@ pub(in crate::rest) struct Backend {
 }
 
 /// What a merge patch is merged into: the mapping as an array, so that a patch of something else keeps what the rules
-/// override.
+/// override, and `config` without the defaults that follow from other members, so that they follow a change of those.
 #[derive(Serialize)]
 pub(in crate::rest) struct Patchable {
     #[serde(flatten)]
@@ -225,7 +225,9 @@ impl Patchable {
     /// The backend as the service gave it.
     pub(in crate::rest) fn from_wire(mut backend: proto::Backend) -> Result<Self, Error> {
         let path_mapping = PathRule::from_wire(std::mem::take(&mut backend.rules))?;
-        Ok(Patchable { configured: Configured::from_wire(backend)?, path_mapping })
+        let configured = Configured::from_wire(backend)?;
+        let config = configured.config.without_defaults();
+        Ok(Patchable { configured: Configured { config, ..configured }, path_mapping })
     }
 }
 
@@ -238,7 +240,8 @@ pub(in crate::rest) struct BackendList {
 }
 
 /// A change: members replace those of the configuration, `null` removes them, `config` is merged member by member,
-/// `path_mapping` is replaced whole and in either form (RFC 7396). Without `path_mapping` the rules keep what they
+/// `path_mapping` is replaced whole and in either form (RFC 7396). With another `type` nothing of the old `config` stays,
+/// nor `history_depth`. Without `path_mapping` the rules keep what they
 /// override; an answer's `rules` are sent back as `path_mapping`.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only describes the body")]

@@ -2,7 +2,7 @@
 
 use scaivault_domain::Error;
 use scaivault_domain::Reason;
-use scaivault_domain::backend::ProviderKind;
+use scaivault_domain::backend::{AwsRole, Endpoint, ProviderKind, VaultMethod};
 use scaivault_domain::time::format_duration;
 use scaivault_proto::federation::v1 as proto;
 use scaivault_proto::federation::v1::backend::Config as Wire;
@@ -46,7 +46,8 @@ pub(in crate::rest) struct VaultConfig {
     /// Vault's role (`auth_method` `kubernetes`, `aws`, `gcp`).
     #[serde(skip_serializing_if = "Option::is_none")]
     auth_role: Option<String>,
-    /// `X-Vault-AWS-IAM-Server-ID` (`auth_method` `aws`); the endpoint's host if left out.
+    /// `X-Vault-AWS-IAM-Server-ID` (`auth_method` `aws`); the endpoint's host if left out, and always that host with
+    /// ScaiVault's own identity.
     #[serde(skip_serializing_if = "Option::is_none")]
     aws_server_id: Option<String>,
     /// The region that the login is signed for (`auth_method` `aws`); `us-east-1` if left out.
@@ -92,7 +93,7 @@ pub(in crate::rest) struct AwsConfig {
     /// ScaiVault's own identity is used, if the operator granted that to the tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
     credentials_path: Option<String>,
-    /// The role to assume, with the keys or with ScaiVault's own identity.
+    /// The role to assume, with the keys or with ScaiVault's own identity, which needs one.
     #[serde(skip_serializing_if = "Option::is_none")]
     role_arn: Option<String>,
     /// What the role's trust policy asks for. Without `credentials_path` it is made by ScaiVault.
@@ -212,6 +213,30 @@ impl Config {
             Config::Gcp(gcp) => gcp.into_wire(),
         };
         Ok((config, span("/config/timeout", timeout)?.map(to_wire)))
+    }
+
+    /// Without the defaults that depend on other members. The service fills them in again.
+    pub(super) fn without_defaults(self) -> Self {
+        fn unless(value: Option<String>, default: &str) -> Option<String> {
+            value.filter(|value| value != default)
+        }
+        match self {
+            Config::Vault(vault) => {
+                let endpoint = Endpoint::parse("endpoint", &vault.endpoint);
+                let host = endpoint.as_ref().map_or("", Endpoint::host);
+                Config::Vault(VaultConfig {
+                    auth_mount: unless(vault.auth_mount, &vault.auth_method),
+                    aws_server_id: unless(vault.aws_server_id, host),
+                    aws_region: unless(vault.aws_region, VaultMethod::AWS_REGION),
+                    ..vault
+                })
+            }
+            Config::Aws(aws) => {
+                let session = format_duration(AwsRole::SESSION);
+                Config::Aws(AwsConfig { session_duration: unless(aws.session_duration, &session), ..aws })
+            }
+            Config::Azure(_) | Config::Gcp(_) => self,
+        }
     }
 
     /// From the wire.

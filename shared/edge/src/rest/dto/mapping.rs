@@ -38,6 +38,11 @@ impl Members {
     pub(in crate::rest) fn of(value: &RawValue) -> Option<Self> {
         serde_json::from_str(value.get()).ok()
     }
+
+    /// The member of this name.
+    pub(in crate::rest) fn get(&self, name: &str) -> Option<&RawValue> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
+    }
 }
 
 impl<V: Serialize> Serialize for Ordered<V> {

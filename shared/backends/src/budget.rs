@@ -6,8 +6,10 @@
 //!
 //! The buckets know no clock: they are told the time.
 
+pub(crate) mod extra;
+
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use scaivault_domain::backend::Target;
@@ -15,6 +17,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use scaivault_domain::budget::Share;
+
+use self::extra::Purse;
 
 /// How much of a window's calls may be made at once; the rest comes evenly. Together they are the quota: no window of
 /// the store's, wherever it begins, sees more.
@@ -279,6 +283,18 @@ impl Pool {
         Ok(paid)
     }
 
+    /// Takes a token that is there now and that nobody waits for.
+    fn at_once(&self, urgency: Urgency) -> bool {
+        let now = Instant::now();
+        match urgency {
+            Urgency::Prompt => self.lock().take(now, Duration::ZERO).is_ok(),
+            Urgency::Background => {
+                let Ok(_turn) = self.turn.try_acquire() else { return false };
+                self.lock().take_spare(now).is_ok()
+            }
+        }
+    }
+
     /// Waits for a token that leaves the reserve.
     async fn background(&self, deadline: Instant) -> Result<Paid<'_>, Duration> {
         let turn = timeout_at(deadline, self.turn.acquire()).await;
@@ -410,15 +426,25 @@ impl Drop for Paid<'_> {
 
 /// What a call takes from a budget.
 #[derive(Clone, Copy, Debug)]
-pub struct Cost<'b>(Option<(&'b Budget, Quota)>);
+pub struct Cost<'b>(Option<(&'b Arc<Budget>, Quota)>);
 
 impl<'b> Cost<'b> {
     /// Nothing: no call is made, or nobody counts it.
     pub const FREE: Cost<'static> = Cost(None);
 
     /// One call of `quota`.
-    pub const fn one(budget: &'b Budget, quota: Quota) -> Cost<'b> {
+    pub const fn one(budget: &'b Arc<Budget>, quota: Quota) -> Cost<'b> {
         Cost(Some((budget, quota)))
+    }
+
+    /// A call of another quota from the same budget.
+    pub(crate) fn of(self, quota: Quota) -> Cost<'b> {
+        Cost(self.0.map(|(budget, _)| (budget, quota)))
+    }
+
+    /// What the calls behind this one are paid from.
+    pub(crate) fn purse(self, urgency: Urgency, paid: Option<Quota>) -> Purse {
+        Purse::new(self.0.map(|(budget, _)| budget.clone()), urgency, paid)
     }
 
     pub(crate) async fn pay(self, urgency: Urgency, deadline: Instant) -> Result<Paid<'b>, Duration> {
@@ -431,8 +457,6 @@ impl<'b> Cost<'b> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);

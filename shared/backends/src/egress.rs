@@ -18,7 +18,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,8 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use scaivault_domain::backend::Endpoint;
-use tokio::net::lookup_host;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::error::BackendError;
@@ -433,10 +434,34 @@ struct SystemNames;
 impl Resolve for SystemNames {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> = lookup_host((name.as_str(), 0)).await?.collect();
+            let find = move || Ok((name.as_str(), 0).to_socket_addrs()?.collect());
+            let addresses: Vec<SocketAddr> = look_up(&LOOKUPS, find).await?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }
+}
+
+/// Lookups by the system at the same time. Each takes a thread of those that the process's own storage needs as well,
+/// and keeps it for as long as the name's servers are silent, whoever still waits for it: tenants choose names, and
+/// must not be able to take all of them.
+static LOOKUPS: Semaphore = Semaphore::const_new(32);
+/// How long a lookup waits for others to end, of a herd that connects at once. Waiting takes no thread.
+const LOOKUP_WAITS: Duration = Duration::from_secs(1);
+
+/// What `find` finds, by a thread of its own. The place is given back when the thread is.
+async fn look_up<T: Send + 'static>(
+    places: &'static Semaphore,
+    find: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let place = timeout(LOOKUP_WAITS, places.acquire()).await;
+    let place = place.map_err(|_| io::Error::other("too many names are being resolved"))?;
+    let place = place.expect("the semaphore is never closed");
+    let thread = spawn_blocking(move || {
+        let found = find();
+        drop(place);
+        found
+    });
+    thread.await?
 }
 
 /// Everything that is to be said against an address.

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::pace::{Pace, Place, Places};
-use crate::budget::{Cost, Urgency};
+use crate::budget::{Cost, Paid, Quota, Urgency};
 use crate::error::BackendError;
 
 /// Failures in a row that open the breaker.
@@ -48,6 +48,16 @@ impl Manner {
         match self {
             Manner::Prompt => Urgency::Prompt,
             Manner::Patient => Urgency::Background,
+        }
+    }
+
+    /// Until when a call may wait for its turn. One that is made with nothing left of its deadline can only time out,
+    /// and five of them would pass for an outage of a store that is well.
+    fn start_by(self, now: Instant, deadline: Instant) -> Instant {
+        let left = deadline.saturating_duration_since(now);
+        now + match self {
+            Manner::Prompt => left / 2,
+            Manner::Patient => left / 4 * 3,
         }
     }
 }
@@ -342,20 +352,40 @@ impl Guard {
     where
         F: Future<Output = Result<T, BackendError>>,
     {
+        let start_by = || manner.start_by(Instant::now(), deadline);
+        let urgency = manner.urgency();
         let _turn = match manner {
             Manner::Prompt => None,
-            Manner::Patient => Some(self.background.place(acquire(self.background.free(), deadline).await?)),
+            Manner::Patient => {
+                Some(self.background.place(acquire(self.background.free(), start_by()).await?))
+            }
         };
-        // Asked twice: callers must not queue up for a store that is given up, and it may be while they queue.
-        self.lock().check()?;
-        // Before the place: whoever waits for the budget must not keep one from those who need not.
-        let paid = cost.pay(manner.urgency(), deadline).await.map_err(Refused::over_budget)?;
-        let place = self.place(deadline).await?;
-        let passage = self.admit(place)?;
-        paid.spend();
-        let outcome = timeout_at(deadline, call()).await.unwrap_or(Err(BackendError::Timeout));
-        passage.settle(outcome.as_ref().err());
-        Ok(outcome)
+        let mut further = None;
+        loop {
+            // Asked twice: callers must not queue up for a store that is given up, and it may be while they queue.
+            self.lock().check()?;
+            let by = start_by();
+            // Before the place: whoever waits for the budget must not keep one from those who need not.
+            let paid = cost.pay(urgency, by).await.map_err(Refused::over_budget)?;
+            let place = self.place(by).await?;
+            let passage = self.admit(place)?;
+            paid.spend();
+            let further_paid = further.take().map(|(quota, paid): (Quota, Paid<'_>)| {
+                paid.spend();
+                quota
+            });
+            let purse = Arc::new(cost.purse(urgency, further_paid));
+            let outcome = timeout_at(deadline, purse.around(call())).await;
+            let Some(quota) = purse.unpaid() else {
+                let outcome = outcome.unwrap_or(Err(BackendError::Timeout));
+                passage.settle(outcome.as_ref().err());
+                return Ok(outcome);
+            };
+            // The store did answer; what it is to be asked besides has to wait.
+            passage.settle(None);
+            let paid = cost.of(quota).pay(urgency, start_by()).await.map_err(Refused::over_budget)?;
+            further = Some((quota, paid));
+        }
     }
 
     async fn place(&self, deadline: Instant) -> Result<Place<'_>, Refused> {
@@ -502,7 +532,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::budget::{Budget, Limit, Quota, Quotas, Rate};
+    use crate::budget::{Budget, Limit, Quotas, Rate, extra};
 
     const SECOND: Duration = Duration::from_secs(1);
     const LONG: Duration = Duration::from_secs(600);
@@ -758,7 +788,7 @@ mod tests {
                     Ok(())
                 };
                 let cost = Cost::one(&budget, Quota::Values);
-                match guard.call(Retry::PROXIED_READ, cost, 5 * SECOND, call).await {
+                match guard.call(Retry::PROXIED_READ, cost, 10 * SECOND, call).await {
                     Err(BackendError::Throttled { retry_after: Some(_) }) => {
                         assert_eq!(start.elapsed(), Duration::ZERO, "who cannot be served hears so at once");
                         refused.fetch_add(1, Ordering::SeqCst);
@@ -775,6 +805,103 @@ mod tests {
             let second = made.iter().filter(|time| (*first..*first + SECOND).contains(*time)).count();
             assert!(second <= 100, "{second} calls in the second after {first:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_the_budget_has_time_left_for_the_answer() {
+        let (guard, budget, start) = (Arc::new(guard()), budget(10), Instant::now());
+        let mut herd = tokio::task::JoinSet::new();
+        for _ in 0..200 {
+            let (guard, budget) = (guard.clone(), budget.clone());
+            herd.spawn(async move {
+                let call = async || {
+                    tokio::time::sleep(SECOND / 3).await;
+                    Ok(())
+                };
+                let outcome =
+                    guard.call(Retry::PROXIED_READ, Cost::one(&budget, Quota::Values), SECOND, call);
+                (outcome.await, start.elapsed())
+            });
+        }
+        let (served, refused): (Vec<_>, Vec<_>) =
+            herd.join_all().await.into_iter().partition(|(outcome, _)| outcome.is_ok());
+        assert!(served.len() >= 5, "{}", served.len());
+        for (outcome, after) in refused {
+            assert!(matches!(outcome, Err(BackendError::Throttled { retry_after: Some(_) })), "{outcome:?}");
+            assert_eq!(after, Duration::ZERO, "who cannot be served in time hears so at once");
+        }
+        assert_eq!(guard.state(), BreakerState::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_place_has_time_left_for_the_answer() {
+        let guard = Arc::new(Guard::new(Limits { in_flight: 1, waiting: 64, background: 1 }));
+        let mut herd = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let guard = guard.clone();
+            herd.spawn(async move {
+                let call = async || {
+                    tokio::time::sleep(SECOND / 3).await;
+                    Ok(())
+                };
+                guard.call(Retry::NEVER, Cost::FREE, SECOND, call).await
+            });
+        }
+        let outcomes = herd.join_all().await;
+        assert!(
+            outcomes.iter().all(|outcome| matches!(outcome, Ok(()) | Err(BackendError::Busy))),
+            "{outcomes:?}"
+        );
+        assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thousand_calls_that_take_a_further_one_keep_to_its_quota_and_end() {
+        let (guard, budget) = (Arc::new(guard()), Arc::new(Budget::new(Quotas::gcp())));
+        let further = Arc::new(Mutex::new(Vec::new()));
+        let mut sync = tokio::task::JoinSet::new();
+        for _ in 0..64 {
+            let (guard, budget, further) = (guard.clone(), budget.clone(), further.clone());
+            sync.spawn(async move {
+                for _ in 0..16 {
+                    let call = async || {
+                        extra::ask(Quota::Metadata)?;
+                        further.lock().expect("no panic").push(Instant::now());
+                        Err::<(), _>(BackendError::NotFound)
+                    };
+                    let cost = Cost::one(&budget, Quota::Values);
+                    let outcome = guard.call(Retry::BACKGROUND, cost, 80 * SECOND, call).await;
+                    assert_eq!(outcome, Err(BackendError::NotFound));
+                }
+            });
+        }
+        sync.join_all().await;
+        let further = further.lock().expect("no panic").clone();
+        assert_eq!(further.len(), 64 * 16);
+        for (index, first) in further.iter().enumerate() {
+            let minute = further[index..].iter().take_while(|time| **time < *first + 60 * SECOND).count();
+            assert!(minute <= 600, "{minute} in a minute");
+        }
+        assert_eq!(guard.flowing(), Flowing { concurrency: 64, most: 64, throttled_until: None });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_prompt_call_waits_for_its_further_one_only_if_there_is_time() {
+        let (guard, budget) = (guard(), Arc::new(Budget::new(Quotas::gcp())));
+        budget.debit(Quota::Metadata, 60);
+        let asked = AtomicUsize::new(0);
+        let call = async || {
+            asked.fetch_add(1, Ordering::SeqCst);
+            extra::ask(Quota::Metadata)
+        };
+        let cost = Cost::one(&budget, Quota::Values);
+        assert_eq!(guard.call(Retry::PROXIED_READ, cost, SECOND, call).await, Ok(()));
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+        assert!(budget.remaining()[1].now < 1.0, "it is counted");
+        let refused = guard.call(Retry::PROXIED_READ, cost, SECOND / 10, call).await;
+        assert!(matches!(refused, Err(BackendError::Throttled { retry_after: Some(_) })), "{refused:?}");
+        assert_eq!(guard.state(), BreakerState::Closed);
+        assert_eq!(guard.flowing().concurrency, 64, "the store asked for nothing");
     }
 
     #[tokio::test(start_paused = true)]

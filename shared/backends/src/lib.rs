@@ -222,8 +222,8 @@ pub trait SecretBackend: Send + Sync {
     /// The current values of several secrets, in the order of `names`, of which there are at most
     /// [`most_at_once`](Self::most_at_once).
     ///
-    /// `Forbidden` as a whole says that there is no permission for it, and that it is not asked for again soon: read
-    /// them one by one.
+    /// `Forbidden` as a whole says that there is no permission for it, and that it is not asked for again soon. Any
+    /// failure as a whole, and of one of them any but `NotFound`, says little: read them one by one.
     fn read_many(
         &self,
         lease: &Lease,

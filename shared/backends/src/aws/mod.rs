@@ -34,6 +34,7 @@ use zeroize::Zeroizing;
 use self::answers::{CURRENT, PREVIOUS, Value, check_asked, history};
 use self::fault::{NO_JSON_OF_AWS, meaning};
 use self::write::is_deleted;
+use crate::budget::{Quota, extra};
 use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::survey::{Calls, Found, Step};
@@ -46,6 +47,8 @@ pub use self::transport::aws_http_client;
 
 /// The most that BatchGetSecretValue takes.
 const MOST_AT_ONCE: usize = 20;
+const NOT_AMONG_THEM: BackendError =
+    BackendError::InvalidAnswer("one of several secrets is not in their answer");
 /// How long a call that a policy forbids is not tried again.
 const REFUSAL_IS_TRUSTED_FOR: Duration = Duration::from_secs(600);
 /// Most pages of the versions of one secret, of which only those with stages are asked for: there are 20 stages.
@@ -176,8 +179,10 @@ impl AwsBackend {
             secrets.push(match (found.remove(name.as_str()), refused.get(name.as_str())) {
                 (Some(value), _) if value.stages.iter().any(|stage| stage == CURRENT) => value.secret(name),
                 (None, Some(error)) => Err(error.clone()),
-                // Named twice, too much for one answer, or not the current version.
-                _ => self.read(lease, name).await,
+                _ if id_of(name).is_err() => Err(BackendError::Unrepresentable),
+                // Named twice, too much for one answer, or not the current version: a call of its own tells. That is
+                // not made here, for there can be as many as names, and there is one deadline and one token for all.
+                _ => Err(NOT_AMONG_THEM),
             });
         }
         Ok(secrets)
@@ -236,7 +241,10 @@ impl SecretBackend for AwsBackend {
         let client = self.client(lease)?;
         let mut after: Option<String> = None;
         let mut versions = Vec::new();
-        for _ in 0..MOST_VERSION_PAGES {
+        for page in 0..MOST_VERSION_PAGES {
+            if page > 0 {
+                extra::note(Quota::Metadata);
+            }
             let call = client.list_secret_version_ids().secret_id(id_of(name)?).max_results(100);
             let call = call.include_deprecated(false).set_next_token(after.clone());
             let answer = call.send().await.map_err(|error| aws_failure(&error))?;
@@ -246,6 +254,7 @@ impl SecretBackend for AwsBackend {
                 None => {
                     let mut versions = history(&versions)?;
                     // The versions of a deleted secret are listed as if nothing had happened to it.
+                    extra::note(Quota::Values);
                     if is_deleted(&client, name).await? {
                         versions.iter_mut().for_each(|version| version.state = State::Deleted);
                     }
@@ -320,11 +329,10 @@ impl SecretBackend for AwsBackend {
                     self.note_refusal(lease, Shortcut::Batch);
                     return Err(BackendError::Forbidden);
                 }
-                // Said of one of them, whichever.
-                Err(BackendError::NotFound | BackendError::NotActive(_)) => {}
                 outcome => return outcome,
             }
         }
+        // One of them at most is asked for.
         let mut secrets = Vec::with_capacity(names.len());
         for name in names {
             secrets.push(self.read(lease, name).await);

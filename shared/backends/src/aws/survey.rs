@@ -7,6 +7,7 @@ use scaivault_domain::mapping::RemoteName;
 use super::answers::{check_asked, is_arn, seen, surveyed};
 use super::fault::NO_JSON_OF_AWS;
 use super::{AwsBackend, aws_failure, id_of, next_token};
+use crate::budget::{Quota, extra};
 use crate::error::BackendError;
 use crate::survey::{Calls, Found, Step, SurveyPage, Surveyed};
 use crate::{EntryKind, Lease, Page, PageToken, RemoteEntry};
@@ -91,7 +92,10 @@ impl AwsBackend {
             .as_ref()
             .map(|prefix| vec![Filter::builder().key(FilterNameStringType::Name).values(prefix).build()]);
         let mut after = after.map(|PageToken(after)| after.clone());
-        for _ in 0..MOST_EMPTY_PAGES {
+        for page in 0..MOST_EMPTY_PAGES {
+            if page > 0 {
+                extra::note(Quota::Lists);
+            }
             calls.count("list");
             let call = client.list_secrets().max_results(SECRETS_PER_PAGE);
             let call = call.set_filters(filter.clone()).set_next_token(after.clone());

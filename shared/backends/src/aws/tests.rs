@@ -8,6 +8,8 @@ use secrecy::SecretString;
 use serde_json::{Value as Json, json};
 
 use super::*;
+use crate::budget::{Budget, Cost, Limit, Quotas, Rate};
+use crate::guard::{Guard, Limits, Retry};
 use crate::survey::Surveyed;
 use crate::testing::{Reply, Server, egress, with_header};
 use crate::{EntryKind, Expected, RemoteEntry};
@@ -294,6 +296,28 @@ async fn nothing_prints_a_key() {
 }
 
 #[tokio::test]
+async fn every_call_for_a_history_is_counted() {
+    let fake = Fake::start(|action, body| match (action, body["NextToken"].as_str()) {
+        ("ListSecretVersionIds", None) => {
+            ok(&json!({"ARN": ARN, "Name": "prod/db", "Versions": [], "NextToken": "1"}))
+        }
+        ("ListSecretVersionIds", Some(_)) => ok(&json!({"ARN": ARN, "Name": "prod/db", "Versions": [
+            {"VersionId": V1, "VersionStages": ["AWSCURRENT"], "CreatedDate": 1}]})),
+        _ => ok(&json!({"ARN": ARN, "Name": "prod/db"})),
+    })
+    .await;
+    let rate = Limit::Rate(Rate::per(1000, Duration::from_secs(24 * 3600)));
+    let budget = Arc::new(Budget::new(Quotas { values: rate, metadata: rate, lists: rate }));
+    let (guard, lease, db) = (Guard::new(Limits::default()), lease("a"), name("prod/db"));
+    let cost = Cost::one(&budget, Quota::Metadata);
+    let history = guard.call(Retry::NEVER, cost, Duration::from_secs(5), || fake.aws.history(&lease, &db));
+    assert_eq!(history.await.map(|versions| versions.len()), Ok(1));
+    assert_eq!(fake.actions(), ["ListSecretVersionIds", "ListSecretVersionIds", "DescribeSecret"]);
+    let left: Vec<_> = budget.remaining().iter().map(|remaining| remaining.now.floor()).collect();
+    assert_eq!(left, [99.0, 98.0, 100.0]);
+}
+
+#[tokio::test]
 async fn history_has_what_is_or_was_current_oldest_first() {
     let entry =
         |id: &str, stages: &[&str]| json!({"VersionId": id, "VersionStages": stages, "CreatedDate": 1});
@@ -531,14 +555,22 @@ async fn many_are_read_with_one_call_each_with_an_outcome_of_its_own() {
             Err(BackendError::Forbidden),
             Err(BackendError::NotActive(State::Deleted)),
             Err(BackendError::Unrepresentable),
-            Ok(V2.to_owned()),
-            Ok(V2.to_owned()),
+            Err(NOT_AMONG_THEM),
+            Err(NOT_AMONG_THEM),
         ],
-        "what was left out of the answer, or is not current, is read by itself"
+        "what was left out of the answer, or is not current, is left to a call of its own"
     );
-    assert_eq!(fake.actions(), ["BatchGetSecretValue", "GetSecretValue", "GetSecretValue"]);
+    assert_eq!(fake.actions(), ["BatchGetSecretValue"]);
     let ids = json!(["prod/none", "prod/db", "prod/closed", "prod/gone", "prod/late", "prod/old"]);
     assert_eq!(fake.requests()[0].1, json!({"SecretIdList": ids}));
+}
+
+#[tokio::test]
+async fn a_failure_of_all_of_them_is_no_reason_for_as_many_calls() {
+    let fake = Fake::start(|_, _| refusal("ResourceNotFoundException")).await;
+    let failed = fake.aws.read_many(&lease("a"), &names(&["prod/a", "prod/b"])).await;
+    assert_eq!(failed.map(drop), Err(BackendError::NotFound));
+    assert_eq!(fake.actions(), ["BatchGetSecretValue"]);
 }
 
 #[tokio::test(start_paused = true)]

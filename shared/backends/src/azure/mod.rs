@@ -16,6 +16,7 @@ use scaivault_domain::backend::{AzureTarget, Naming};
 use scaivault_domain::mapping::RemoteName;
 use secrecy::ExposeSecret as _;
 
+use crate::budget::{Quota, extra};
 use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::http::{Answer, Body, Http, encode_path};
@@ -117,7 +118,10 @@ impl AzureBackend {
         let path = path_of(name, Some("versions"))?;
         let mut versions = Vec::new();
         let mut after = None;
-        for _ in 0..MOST_VERSION_PAGES {
+        for page in 0..MOST_VERSION_PAGES {
+            if page > 0 {
+                extra::note(Quota::Metadata);
+            }
             let (Listed { items, answer }, next) = match self.page(lease, &path, after.as_ref()).await {
                 Err(BackendError::NotFound) if after.is_none() => return Ok(Vec::new()),
                 page => page?,

@@ -603,3 +603,20 @@ fn entries_that_mean_nothing_are_refused_by_name() {
         assert!(error.to_string().starts_with(&format!("`{entry}`: ")), "{error}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lookup_without_an_end_keeps_its_place_and_others_do_not_wait_for_it_for_long() {
+    static PLACES: Semaphore = Semaphore::const_new(1);
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let mut silent = Box::pin(look_up(&PLACES, move || Ok(ended.recv().is_err())));
+    assert!(futures::poll!(&mut silent).is_pending());
+    drop(silent);
+    let refused = tokio::spawn(look_up(&PLACES, || Ok(())));
+    // A thread of the pool keeps paused time from moving by itself.
+    tokio::time::advance(Duration::ZERO).await;
+    tokio::task::yield_now().await;
+    tokio::time::advance(LOOKUP_WAITS).await;
+    assert!(refused.await.expect("no panic").is_err(), "whoever asked has gone, but the thread has not");
+    drop(end);
+    look_up(&PLACES, || Ok(())).await.expect("the place is free again");
+}

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use scaivault_domain::backend::{Endpoint, ProjectId, Tls};
@@ -8,6 +9,8 @@ use secrecy::SecretString;
 
 use super::*;
 use crate::Expected;
+use crate::budget::{Budget, Cost, Quotas};
+use crate::guard::{Guard, Limits, Retry};
 use crate::testing::{self, Reply, Server, egress, json, with_header};
 
 const SECRETS: &str = "/v1/projects/acme/secrets";
@@ -264,6 +267,24 @@ async fn a_version_that_is_closed_is_asked_for_its_state() {
         let reply = move |path: &str| if path == LATEST_OF_DB { json(200, &body) } else { json(400, CLOSED) };
         assert!(matches!(failure(reply).await, BackendError::InvalidAnswer(_)), "{state}");
     }
+}
+
+#[tokio::test]
+async fn a_look_at_the_state_is_made_within_the_quota_only() {
+    let body = version(7, "DISABLED");
+    let (server, gcp) =
+        gcp(move |path| if path == LATEST_OF_DB { json(200, &body) } else { json(400, CLOSED) }).await;
+    let budget = Arc::new(Budget::new(Quotas::gcp()));
+    let (guard, lease, db) = (Guard::new(Limits::default()), lease(), name("db"));
+    let read = || {
+        let cost = Cost::one(&budget, Quota::Values);
+        guard.call(Retry::NEVER, cost, Duration::from_secs(5), || gcp.read(&lease, &db))
+    };
+    assert_eq!(read().await.expect_err("a state"), BackendError::NotActive(State::Disabled));
+    assert_eq!(budget.remaining()[1].now.floor(), 59.0);
+    budget.debit(Quota::Metadata, 600);
+    assert!(matches!(read().await, Err(BackendError::Throttled { retry_after: Some(_) })));
+    assert_eq!(server.paths().iter().filter(|path| *path == LATEST_OF_DB).count(), 1);
 }
 
 #[tokio::test]

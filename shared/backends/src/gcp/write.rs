@@ -117,7 +117,12 @@ impl GcpBackend {
             Ok(answer) => wire::version(&answer, name),
             // Whoever may read values and no metadata learns the number from the value.
             Err(Refusal::Denied) => {
-                let secret = self.access(lease, name, LATEST).await?;
+                let secret = match self.value(lease, name, LATEST).await {
+                    Ok(secret) => secret,
+                    // Why it is closed is metadata as well.
+                    Err(Refusal::Precondition) => return Err(BackendError::NotActive(State::Disabled)),
+                    Err(refusal) => return Err(refusal.into()),
+                };
                 let number = number_of(&secret.remote_version).expect("it was made of a number");
                 Ok(Version::enabled(number))
             }

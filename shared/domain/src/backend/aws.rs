@@ -22,10 +22,18 @@ impl AwsRegion {
     /// `invalid_config`, naming `config.<field>`.
     pub fn parse(field: &str, text: &str) -> Result<Self, Error> {
         let parts: Vec<&str> = text.split('-').collect();
-        let is_word = |part: &&str| {
-            !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        let is = |part: &str, byte: fn(u8) -> bool| !part.is_empty() && part.bytes().all(byte);
+        let is_region = match parts[..] {
+            // Else `s3-us-west-2` were one, below which everybody can have a host.
+            [first, ref between @ .., last] => {
+                (1..=3).contains(&between.len())
+                    && is(first, |b| b.is_ascii_lowercase())
+                    && between.iter().all(|part| is(part, |b| b.is_ascii_lowercase() || b.is_ascii_digit()))
+                    && is(last, |b| b.is_ascii_digit())
+            }
+            _ => false,
         };
-        if (3..=5).contains(&parts.len()) && text.len() <= 32 && parts.iter().all(is_word) {
+        if is_region && text.len() <= 32 {
             return Ok(AwsRegion(text.to_owned()));
         }
         Err(invalid(field, "is a region such as `eu-central-1`"))
@@ -227,6 +235,8 @@ mod tests {
         }
         for text in
             ["", "eu", "eu-central-1.evil.example", "eu/central/1", "EU-central-1", "a--1", "eu-central-1#"]
+                .into_iter()
+                .chain(["s3-us-west-2", "s3-website-us-west-2", "eu-central-1a", "eu-central-x", "eu-1"])
         {
             let error = AwsRegion::parse("region", text).expect_err(text);
             assert_eq!(error.violations[0].pointer, "/config/region");

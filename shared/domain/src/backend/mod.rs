@@ -135,6 +135,11 @@ impl Endpoint {
         self.0.host_str().expect("an endpoint has a host")
     }
 
+    /// Whether it is a part of a host only.
+    pub fn has_path(&self) -> bool {
+        self.0.path() != "/"
+    }
+
     /// Whether the connection is encrypted.
     pub fn is_https(&self) -> bool {
         self.0.scheme() == "https"

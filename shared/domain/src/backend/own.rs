@@ -140,6 +140,12 @@ impl Provider {
         let target = self.target();
         let tls = target.tls();
         for (field, endpoint) in self.endpoints() {
+            // What lies below a path may be somebody else's: a bucket, a gateway's next server.
+            if endpoint.has_path() {
+                let detail = "ScaiVault's own identity goes to a host, and to nothing below a path of it";
+                return Err(Error::field(Reason::InvalidConfig, format!("/config/{field}"), detail)
+                    .next("leave the path out, or give a credential of your own"));
+            }
             if listed.has(identity, &endpoint) {
                 continue;
             }
@@ -273,11 +279,23 @@ impl Provider {
                 is_aws_service(host, service, &target.region)
             }
             Provider::AzureKeyVault { .. } => AzureCloud::has_vault(host),
-            Provider::GoogleSecretManager { .. } => {
-                host.strip_suffix(".googleapis.com").is_some_and(|service| !service.is_empty())
-            }
+            Provider::GoogleSecretManager { .. } => is_secret_manager(host),
         }
     }
+}
+
+/// Whether `host` is Secret Manager itself: other services of Google, such as Cloud Storage and those behind API
+/// gateways, give out what customers put there.
+///
+/// Source: "Service endpoints" and "Regional service endpoints" in the reference of Secret Manager, and "Use a Private
+/// Service Connect endpoint" in Google's documentation of VPC: `SERVICE-ENDPOINT.p.googleapis.com`.
+fn is_secret_manager(host: &str) -> bool {
+    const SERVICE: &str = "secretmanager";
+    let Some(name) = host.strip_suffix(".googleapis.com") else { return false };
+    let is_label = |label: &str| !label.is_empty() && !label.contains('.');
+    let regional = || name.strip_prefix(SERVICE)?.strip_prefix('.')?.strip_suffix(".rep");
+    let private = || name.strip_suffix(".p")?.strip_prefix(SERVICE)?.strip_prefix('-');
+    name == SERVICE || regional().is_some_and(is_label) || private().is_some_and(is_label)
 }
 
 /// Whether `host` is a service of AWS itself. Below `amazonaws.com` there are also machines and gateways of customers.
@@ -430,6 +448,7 @@ mod tests {
             azure("https://acme.vault.azure.cn"),
             gcp(None),
             gcp(Some("https://secretmanager.europe-west3.rep.googleapis.com")),
+            gcp(Some("https://secretmanager-acme.p.googleapis.com/")),
         ] {
             assert_eq!(refused(&provider, &[]), None, "{provider:?}");
         }
@@ -451,6 +470,15 @@ mod tests {
             (azure("https://acme.vault.azure.net.evil.example"), "vault_url"),
             (gcp(Some("https://googleapis.com")), "endpoint"),
             (gcp(Some("https://evilgoogleapis.com")), "endpoint"),
+            (gcp(Some("https://storage.googleapis.com")), "endpoint"),
+            (gcp(Some("https://evil.secretmanager.googleapis.com")), "endpoint"),
+            (gcp(Some("https://secretmanager.evil.googleapis.com")), "endpoint"),
+            (gcp(Some("https://secretmanager.a.b.rep.googleapis.com")), "endpoint"),
+            (gcp(Some("https://secretmanager.storage.p.googleapis.com")), "endpoint"),
+            (gcp(Some("https://secretmanagers.p.googleapis.com")), "endpoint"),
+            (gcp(Some("https://secretmanager.googleapis.com/a")), "endpoint"),
+            (aws(Some("https://secretsmanager.eu-central-1.amazonaws.com/a"), None), "endpoint"),
+            (azure("https://acme.vault.azure.net/a"), "vault_url"),
             (vault("https://vault.internal"), "endpoint"),
         ] {
             assert_eq!(refused(&provider, &[]), Some(format!("/config/{field}")), "{provider:?}");
@@ -469,6 +497,7 @@ mod tests {
             assert_eq!(refused(&vault(endpoint), &listed), None, "{endpoint}");
         }
         for endpoint in [
+            "https://vault.internal/a",
             "https://a.vault.internal",
             "https://trusted.example",
             "https://nottrusted.example",

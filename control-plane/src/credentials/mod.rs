@@ -530,7 +530,12 @@ impl Credentials {
             (Ok(()), outcome) => outcome,
             (Err(error), Ok(issued)) => {
                 // A login that is not written down is not used.
-                revoke_later(login.clone(), Arc::new(hold(login.generation, issued)), Duration::ZERO, &self.egress);
+                revoke_later(
+                    login.clone(),
+                    Arc::new(hold(login.generation, issued)),
+                    Duration::ZERO,
+                    &self.egress,
+                );
                 Err(error)
             }
             (Err(error), Err(_)) => Err(error),

@@ -307,7 +307,7 @@ async fn every_call_for_a_history_is_counted() {
     })
     .await;
     let rate = Limit::Rate(Rate::per(1000, Duration::from_secs(24 * 3600)));
-    let budget = Arc::new(Budget::new(Quotas { values: rate, metadata: rate, lists: rate }));
+    let budget = Arc::new(Budget::new(Quotas { values: rate, metadata: rate, lists: rate, batches: rate }));
     let (guard, lease, db) = (Guard::new(Limits::default()), lease("a"), name("prod/db"));
     let cost = Cost::one(&budget, Quota::Metadata);
     let history = guard.call(Retry::NEVER, cost, Duration::from_secs(5), || fake.aws.history(&lease, &db));

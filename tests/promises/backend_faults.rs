@@ -164,7 +164,7 @@ async fn what_the_backend_forbids_or_lacks_says_so_and_nothing_else_suffers() ->
     for _ in 0..10 {
         let forbidden = rest.get("/v1/secrets/external/hashicorp/top").await?;
         assert_eq!(forbidden.refusal(), (502, "backend_forbidden"), "{}", forbidden.text);
-        assert!(forbidden.json["next_step"].as_str().is_some_and(|step| step.contains("policies")));
+        assert!(forbidden.json["next_step"].as_str().is_some_and(|step| step.contains("`read` on")));
         assert_eq!(rest.get(FAULTY).await?.status, 200);
         let missing = rest.get("/v1/secrets/external/hashicorp/app/missing").await?;
         assert_eq!(missing.refusal(), (404, "not_found"), "{}", missing.text);

@@ -67,9 +67,7 @@ const ONE_IDENTITY: &str = "no configuration can name another identity than the 
 /// What cannot be, and why.
 const CANNOT: &[(&str, Promise, &str)] = &[
     ("azure managed_identity", Promise::MalformedIsRefused, NOTHING_STORED),
-    ("aws own keys", Promise::MalformedIsRefused, NOTHING_STORED),
     ("aws own role", Promise::MalformedIsRefused, NOTHING_STORED),
-    ("aws own keys", Promise::WrongIsTold, ONE_IDENTITY),
     ("gcp metadata", Promise::MalformedIsRefused, NOTHING_STORED),
     ("gcp external_account", Promise::MalformedIsRefused, NOTHING_STORED),
     ("gcp impersonation", Promise::MalformedIsRefused, NOTHING_STORED),

@@ -110,7 +110,7 @@ trait Store {
 
     /// The name of a secret.
     fn name(&self, leaf: &str) -> RemoteName {
-        self.root().map_or_else(|| RemoteName::new(leaf), |root| root.child(leaf))
+        self.root().map_or_else(|| RemoteName::with_literal(leaf, 0), |root| root.child(leaf))
     }
 }
 

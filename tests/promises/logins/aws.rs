@@ -1,4 +1,4 @@
-//! AWS Secrets Manager: stored keys, a role that they assume, and our own identity, with and without a role.
+//! AWS Secrets Manager: stored keys, a role that they assume, and a role that our own identity assumes.
 
 use std::time::Duration;
 
@@ -245,47 +245,6 @@ pub(super) async fn planes_in_a_container(aws: &mut Aws) -> Result<Planes> {
     Ok(planes)
 }
 
-struct OwnKeys(Aws);
-
-impl Method for OwnKeys {
-    const NAME: &'static str = "aws own keys";
-
-    fn backend(&mut self) -> Value {
-        self.0.backend(&json!({}))
-    }
-
-    async fn credential(&mut self) -> Result<Option<Value>> {
-        self.0.be_the_user().await?;
-        Ok(None)
-    }
-
-    fn logins(&self) -> Result<Option<usize>> {
-        Ok(Some(self.0.calls(&["GetCallerIdentity"]).len()))
-    }
-
-    async fn revoke(&mut self) -> Result<usize> {
-        self.0.sessions.end_sessions();
-        Ok(2)
-    }
-
-    async fn withdraw(&mut self) -> Result<()> {
-        self.0.be_nobody();
-        Ok(())
-    }
-
-    async fn shorten(&mut self) -> Result<()> {
-        self.0.sessions.set_length(SHORT);
-        Ok(())
-    }
-}
-
-#[tokio::test]
-async fn our_own_keys_of_aws_keep_every_promise() -> Result<()> {
-    let mut aws = Aws::start().await?;
-    let planes = planes_in_a_container(&mut aws).await?;
-    keeps_every_promise(planes, OwnKeys(aws)).await
-}
-
 struct OwnRole {
     aws: Aws,
     external_ids: Vec<String>,
@@ -367,7 +326,9 @@ async fn the_keys_in_our_environment_are_an_identity_too() -> Result<()> {
     let planes = Planes::start(options).await?;
     let (node, control_plane) = (planes.rest(0)?, planes.control_plane_rest()?);
     grant(&node, &["aws"]).await?;
-    let mut backend = aws.backend(&json!({}));
+    let user = format!("arn:aws:iam::{}:user/{USER}", moto::ACCOUNT);
+    let arn = aws.admin.create_role("app", &trust(&user, None), &allow(READ)).await?;
+    let mut backend = aws.backend(&json!({ "role_arn": arn }));
     let more = json!({ "name": "own", "mode": "proxy", "path_mapping": { "own/*": "*" } });
     scaivault_tests::planes::merge(&mut backend, &more);
     node.configure(backend).await?;
@@ -375,7 +336,8 @@ async fn the_keys_in_our_environment_are_an_identity_too() -> Result<()> {
         let read = async || Ok((plane.get(&path("own")).await?.status == 200).then_some(()));
         wait::until("the backend is read", read).await?;
     }
-    // Keys of a user reach no node: it has a session of them.
-    ensure!(aws.calls(&["GetSessionToken"]).len() == 1, "{:?}", aws.calls(&["GetSessionToken"]));
+    // Our keys reach no node, and no session of them either: each plane has one of the role.
+    ensure!(aws.calls(&["GetSessionToken"]).is_empty(), "{:?}", aws.calls(&["GetSessionToken"]));
+    ensure!(aws.calls(&["AssumeRole"]).len() == 2, "{:?}", aws.calls(&["AssumeRole"]));
     Ok(())
 }

@@ -396,6 +396,9 @@ struct AwsIam<const OURS: bool> {
 }
 
 impl<const OURS: bool> AwsIam<OURS> {
+    /// Our own identity signs for the endpoint's host and for nothing else.
+    const SERVER: &str = if OURS { "127.0.0.1" } else { SERVER_ID };
+
     fn enable(&self) {
         // Our own is a role that the user assumes.
         let arn = if OURS { "role/session" } else { "user/reader" };
@@ -406,7 +409,7 @@ impl<const OURS: bool> AwsIam<OURS> {
         let roles =
             BTreeMap::from([("app".to_owned(), bound(arn)), ("others".to_owned(), bound("user/other"))]);
         let sts = self.aws.sessions.url().to_owned();
-        self.front.logins.enable_aws("aws", AwsMount { sts, server_id: SERVER_ID.into(), roles });
+        self.front.logins.enable_aws("aws", AwsMount { sts, server_id: Self::SERVER.into(), roles });
     }
 }
 
@@ -415,7 +418,7 @@ impl<const OURS: bool> Method for AwsIam<OURS> {
 
     fn backend(&mut self) -> Value {
         let settings = json!({
-            "auth_role": "app", "aws_server_id": SERVER_ID, "aws_region": REGION,
+            "auth_role": "app", "aws_server_id": Self::SERVER, "aws_region": REGION,
             "sts_endpoint": self.aws.sessions.url(),
         });
         backend(self.front.logins.addr(), "aws", &settings)

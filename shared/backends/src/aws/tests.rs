@@ -314,7 +314,7 @@ async fn every_call_for_a_history_is_counted() {
     assert_eq!(history.await.map(|versions| versions.len()), Ok(1));
     assert_eq!(fake.actions(), ["ListSecretVersionIds", "ListSecretVersionIds", "DescribeSecret"]);
     let left: Vec<_> = budget.remaining().iter().map(|remaining| remaining.now.floor()).collect();
-    assert_eq!(left, [99.0, 98.0, 100.0]);
+    assert_eq!(left, [99.0, 98.0, 100.0, 100.0]);
 }
 
 #[tokio::test]

@@ -431,8 +431,10 @@ impl World {
                 ours.write(Some(value), State::Active);
                 self.agree(path, name.as_str(), |_| {});
             }
-            // What the backend has is known, and ours is a change of it.
-            (ConflictPolicy::LocalWins, Some(_)) => {
+            // What the backend has is known, and ours is a change of it. Without a value of ours there is nothing to win.
+            (ConflictPolicy::LocalWins, Some(_))
+                if ours.value().is_some() || ours.state == Some(State::Deleted) =>
+            {
                 ours.changes += 1;
                 self.agree(path, name.as_str(), |base| base.local_version = 0);
                 self.ours.get_mut(path).unwrap().agreed = Some((0, theirs.changes));

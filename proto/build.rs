@@ -10,6 +10,7 @@ const SECRET: &[&str] = &[
     "scaivault.admin.v1.CreateNodeResponse",
     "scaivault.discovery.v1.EnrolRequest",
     "scaivault.discovery.v1.Lease",
+    "scaivault.discovery.v1.AwsKeys",
     "scaivault.discovery.v1.SecretCopy",
 ];
 

@@ -1,7 +1,7 @@
 //! Dev mode: both planes in one process on loopback, with an embedded store and a random operator token.
 //!
-//! What differs from production: plaintext for clients, plain `http` endpoints of backends, certificates of backends
-//! need not be checked, and the node joins by itself. Between the planes there is mutual TLS as always.
+//! What differs from production: plaintext for clients, plain `http` endpoints of backends, backends on loopback, whose
+//! certificates need not be checked, and the node joins by itself. Between the planes there is mutual TLS as always.
 
 pub mod vault;
 
@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use scaivault_backends::egress::{Egress, Policy, Private};
+use scaivault_control_plane::credentials::own;
 use scaivault_control_plane::service::federation::Limits;
 use scaivault_control_plane::{app as control_plane, bootstrap};
 use scaivault_data_plane::app as data_plane;
@@ -40,6 +42,9 @@ pub struct Options {
     /// Keep the data here; without it everything is gone at the end
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Let backends be at this host name, `*.suffix`, address or range, as loopback may be without it
+    #[arg(long, env = "SCAIVAULT_EGRESS_ALLOW", value_name = "ENTRY", value_delimiter = ',')]
+    pub egress_allow: Vec<String>,
     /// What to log
     #[arg(long, env = "SCAIVAULT_LOG", value_name = "FILTER", default_value = "warn")]
     pub log: String,
@@ -54,6 +59,7 @@ pub struct Dev {
     pub control_plane: SocketAddr,
     /// The operator's token.
     pub token: SecretString,
+    egress: Egress,
     planes: (control_plane::ControlPlane, data_plane::Node),
     dir: Option<TempDir>,
 }
@@ -82,6 +88,8 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
             "dev mode serves plaintext and stays on loopback: use `scaivault control-plane` and `scaivault data-plane`"
         );
     }
+    let policy = Policy::of_settings(&options.egress_allow, Private::Allowed).context("--egress-allow")?;
+    let egress = Egress::new(policy.with_loopback());
     let temporary = if options.data_dir.is_none() { Some(tempfile::tempdir()?) } else { None };
     let dir =
         options.data_dir.as_deref().or(temporary.as_ref().map(TempDir::path)).context("no directory")?;
@@ -110,16 +118,23 @@ pub async fn start(options: &Options) -> anyhow::Result<Dev> {
         listen: loopback,
         node_listen: loopback,
         tls: None,
-        limits: Limits { plaintext: true, unverified_tls: true, sync_interval: Duration::from_secs(1) },
+        limits: Limits {
+            plaintext: true,
+            unverified_tls: true,
+            sync_interval: Duration::from_secs(1),
+            egress: egress.clone(),
+        },
         unreachable_after: Duration::from_secs(60),
         audit_rotate: Duration::from_secs(1),
+        own_identities: own::Settings::default(),
     };
     let control_plane = control_plane::start(config, store, &root).await?;
-    match start_node(options.listen, dir.join("node"), &control_plane, &token).await {
+    match start_node(options.listen, dir.join("node"), &control_plane, &token, egress.clone()).await {
         Ok(node) => Ok(Dev {
             node: node.address,
             control_plane: control_plane.public,
             token,
+            egress,
             planes: (control_plane, node),
             dir: temporary,
         }),
@@ -136,6 +151,7 @@ async fn start_node(
     dir: PathBuf,
     control_plane: &control_plane::ControlPlane,
     token: &SecretString,
+    egress: Egress,
 ) -> anyhow::Result<data_plane::Node> {
     let join_token = match scaivault_data_plane::upstream::Identity::load(&dir)? {
         Some(_) => None,
@@ -152,6 +168,7 @@ async fn start_node(
         audit_max_bytes: 1 << 30,
         audit_rotate: Duration::from_secs(1),
         audit_sync: scaivault_data_plane::SyncPolicy::None,
+        egress,
     };
     let node = data_plane::start(config, join_token).await?;
     if tokio::time::timeout(READY, node.ready()).await.is_err() {

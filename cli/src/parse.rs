@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use scaivault_domain::Error;
 use scaivault_domain::access::{Capability, Effect, PolicyRule};
+use scaivault_domain::backend::OwnIdentity;
 use scaivault_domain::path::{Folder, SecretPath};
 use scaivault_domain::pattern::Pattern;
 use scaivault_domain::tenant::{BackendName, NodeName, PolicyName, TenantId};
@@ -36,6 +37,11 @@ pub(crate) fn backend_name(text: &str) -> Result<BackendName, String> {
 
 pub(crate) fn tenant(text: &str) -> Result<TenantId, String> {
     TenantId::parse(text).map_err(detail)
+}
+
+/// An identity of ScaiVault's own.
+pub(crate) fn identity(text: &str) -> Result<OwnIdentity, String> {
+    OwnIdentity::parse(text).ok_or_else(|| "is one of `kubernetes`, `aws`, `azure`, `gcp`".to_owned())
 }
 
 /// A tenant that a node serves, or `*` for all of them.

@@ -32,7 +32,8 @@ use crate::audit::Audit;
 use crate::bootstrap;
 use crate::config::Config;
 use crate::connections::Connections;
-use crate::credentials::{Credentials, OwnLeases};
+use crate::credentials::own::OwnIdentities;
+use crate::credentials::{Budgets, Credentials, OwnLeases};
 use crate::monitor::Monitor;
 use crate::nodes::{Authority, CERTIFICATE_LIFE, CertifiedNode};
 use crate::publishing::{self, Publishing};
@@ -109,8 +110,22 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     ));
     let configurations = Arc::new(Configurations::new(records.clone()));
     let nudge = watch::Sender::new(0);
-    let credentials = Credentials::new(records.clone(), configurations.clone(), audit.clone(), nudge.clone());
-    let connections = Arc::new(Connections::new(OwnLeases(credentials.clone())));
+    let board = Arc::new(NodeBoard::new(clock.clone()));
+    let budgets = Budgets::new({
+        let board = board.clone();
+        move |tenant| board.serving(tenant)
+    });
+    let credentials = Credentials::new(
+        records.clone(),
+        configurations.clone(),
+        audit.clone(),
+        budgets,
+        nudge.clone(),
+        OwnIdentities::new(config.own_identities)?,
+        config.limits.egress.clone(),
+    );
+    let connections =
+        Arc::new(Connections::new(OwnLeases(credentials.clone()), config.limits.egress.clone()));
     let states = Arc::new(SyncStates::new(records.clone()));
     let copies = Arc::new(Copies::new(records.clone(), states.clone(), clock.clone()));
     let refresher =
@@ -154,7 +169,6 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
         metrics.clone(),
         config.unreachable_after,
     ));
-    let board = Arc::new(NodeBoard::new(clock.clone()));
     let erasures = Erasures {
         records: records.clone(),
         configurations: configurations.clone(),
@@ -169,7 +183,7 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
         records: records.clone(),
         configurations: configurations.clone(),
         credentials: credentials.clone(),
-        connections,
+        connections: connections.clone(),
         tenants: tenants.clone(),
         tokens: tokens.clone(),
         copies,
@@ -188,7 +202,8 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
         configurations: configurations.clone(),
         monitor: monitor.clone(),
         syncs,
-        credentials,
+        credentials: credentials.clone(),
+        connections,
         nodes: nodes.clone(),
         board: board.clone(),
         records: records.clone(),
@@ -242,6 +257,7 @@ pub async fn start(config: Config, store: Arc<dyn Store>, root: &RootKey) -> any
     tasks.spawn(publishing.run(stop.clone()));
     tasks.spawn(monitor.run(stop.clone()));
     tasks.spawn(scheduler.run(stop.clone()));
+    tasks.spawn(stop.clone().run_until_cancelled_owned(divide_budgets(credentials, board.clone())));
     tasks.spawn(stop.clone().run_until_cancelled_owned(tell_generations(metrics.clone(), board.clone())));
     tasks.spawn(stop.clone().run_until_cancelled_owned(sweep(
         records,
@@ -287,6 +303,17 @@ async fn renew_listener(authority: Arc<Authority>, tls: TlsSource) {
         let renewed = authority.listener().map_err(anyhow::Error::from);
         if let Err(error) = renewed.and_then(|(chain, key)| Ok(tls.replace(chain, key)?)) {
             tracing::error!(%error, "the listener for nodes keeps its old certificate");
+        }
+    }
+}
+
+/// Divides call budgets anew whenever a node comes or goes.
+async fn divide_budgets(credentials: Arc<Credentials>, board: Arc<NodeBoard>) {
+    let mut changes = board.changes();
+    loop {
+        credentials.divide_budgets();
+        if changes.changed().await.is_err() {
+            return;
         }
     }
 }

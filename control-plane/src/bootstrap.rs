@@ -74,6 +74,7 @@ pub async fn initialise(
     let tenant = TenantRecord {
         id: TenantId::parse(DEFAULT_TENANT)?,
         display_name: "the first tenant".into(),
+        identities: Vec::new(),
         created: now,
     };
     let at = tenant_key(&tenant.id);

@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use scaivault_backends::egress::{Egress, Policy, Private};
+use scaivault_domain::backend::ListedHosts;
 use scaivault_domain::sync::MIN_INTERVAL;
 use scaivault_domain::time::parse_duration;
 use scaivault_seal::RootKey;
 use scaivault_telemetry::{Format, TelemetryConfig, TraceConfig};
 use secrecy::SecretString;
 use serde::Deserialize;
+
+use crate::credentials::own::{self, metadata_address};
 
 /// What can be set. Every name is a flag, an environment variable and a key of the file alike.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -54,6 +58,30 @@ pub struct Options {
     /// How old the oldest row of the audit journal may be before its file is closed and kept [default: 10s]
     #[arg(long, env = "SCAIVAULT_AUDIT_ROTATE", value_name = "DURATION")]
     pub audit_rotate: Option<String>,
+    /// Let ScaiVault's own identities, where they are granted to a tenant, go to this host too: a name, an address or
+    /// `*.suffix`, with or without `:port`; with `kubernetes=` (aws, azure, gcp) before it that identity alone. Without it
+    /// they go to the providers' own addresses only. May be given more than once
+    #[arg(long, env = "SCAIVAULT_OWN_IDENTITY_HOSTS", value_name = "[IDENTITY=]HOST", value_delimiter = ',')]
+    pub own_identity_hosts: Vec<String>,
+    /// File with the token of the Kubernetes service account that logs in to Vault [default: where Kubernetes puts it]
+    #[arg(long, env = "SCAIVAULT_KUBERNETES_TOKEN_FILE", value_name = "FILE")]
+    pub kubernetes_token_file: Option<PathBuf>,
+    /// Let backends be at this host name, `*.suffix`, address or range, each with or without `:port`, although it is
+    /// loopback, link-local, reserved or a metadata service. May be given more than once
+    #[arg(long, env = "SCAIVAULT_EGRESS_ALLOW", value_name = "ENTRY", value_delimiter = ',')]
+    pub egress_allow: Vec<String>,
+    /// Let no backend be at a private address that --egress-allow does not name
+    #[arg(long, env = "SCAIVAULT_EGRESS_DENY_PRIVATE")]
+    pub egress_deny_private: bool,
+    /// Azure's instance metadata service, where managed identities come from [default: http://169.254.169.254]
+    #[arg(long, env = "AZURE_POD_IDENTITY_AUTHORITY_HOST", value_name = "URL")]
+    pub azure_metadata: Option<String>,
+    /// Google's metadata server, where our own identity in GCP comes from [default: http://169.254.169.254]
+    #[arg(long, env = "GCE_METADATA_HOST", value_name = "URL")]
+    pub gcp_metadata: Option<String>,
+    /// A JSON file of the type `external_account`, for our own identity in GCP where this is no machine of Google's
+    #[arg(long, env = "GOOGLE_APPLICATION_CREDENTIALS", value_name = "FILE")]
+    pub gcp_external_account: Option<PathBuf>,
     /// What to log, e.g. `info,scaivault_edge=debug`
     #[arg(long, env = "SCAIVAULT_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -88,6 +116,8 @@ pub struct Config {
     pub unreachable_after: Duration,
     /// How old the oldest row of an open journal file may be.
     pub audit_rotate: Duration,
+    /// Where our own identities come from.
+    pub own_identities: own::Settings,
 }
 
 impl Options {
@@ -113,6 +143,17 @@ impl Options {
             allow_unverified_tls: self.allow_unverified_tls || file.allow_unverified_tls,
             unreachable_after: self.unreachable_after.or(file.unreachable_after),
             audit_rotate: self.audit_rotate.or(file.audit_rotate),
+            own_identity_hosts: if self.own_identity_hosts.is_empty() {
+                file.own_identity_hosts
+            } else {
+                self.own_identity_hosts
+            },
+            kubernetes_token_file: self.kubernetes_token_file.or(file.kubernetes_token_file),
+            egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
+            egress_deny_private: self.egress_deny_private || file.egress_deny_private,
+            azure_metadata: self.azure_metadata.or(file.azure_metadata),
+            gcp_metadata: self.gcp_metadata.or(file.gcp_metadata),
+            gcp_external_account: self.gcp_external_account.or(file.gcp_external_account),
             log: self.log.or(file.log),
             log_json: self.log_json || file.log_json,
             min_sync_interval: self.min_sync_interval.or(file.min_sync_interval),
@@ -177,6 +218,8 @@ impl Options {
             None => Ok(default),
             Some(text) => parse_duration(text).map_err(|fault| anyhow::anyhow!("--{name} {fault}")),
         };
+        let private = if self.egress_deny_private { Private::Refused } else { Private::Allowed };
+        let egress = Policy::of_settings(&self.egress_allow, private).context("--egress-allow")?;
         Ok(Config {
             data_dir: self.data_dir().to_owned(),
             listen,
@@ -186,6 +229,7 @@ impl Options {
                 plaintext: self.allow_plaintext_backends,
                 unverified_tls: self.allow_unverified_tls,
                 sync_interval: duration("min-sync-interval", &self.min_sync_interval, MIN_INTERVAL)?,
+                egress: Egress::new(egress),
             },
             unreachable_after: duration(
                 "unreachable-after",
@@ -193,6 +237,13 @@ impl Options {
                 Duration::from_secs(60),
             )?,
             audit_rotate: duration("audit-rotate", &self.audit_rotate, Duration::from_secs(10))?,
+            own_identities: own::Settings {
+                hosts: ListedHosts::parse(&self.own_identity_hosts).context("--own-identity-hosts")?,
+                kubernetes_token_file: self.kubernetes_token_file.clone(),
+                azure_metadata: metadata_address("azure-metadata", self.azure_metadata.as_deref())?,
+                gcp_metadata: metadata_address("gcp-metadata", self.gcp_metadata.as_deref())?,
+                gcp_external_account: self.gcp_external_account.filter(|path| !path.as_os_str().is_empty()),
+            },
         })
     }
 }
@@ -210,13 +261,31 @@ mod tests {
     }
 
     #[test]
+    fn a_host_for_identities_that_is_none_is_named() {
+        let with =
+            |host: &str| Options { own_identity_hosts: vec![host.into()], ..Options::default() }.parse();
+        assert!(format!("{:#}", with("https://vault").unwrap_err()).contains("--own-identity-hosts"));
+        assert!(with("*.vault.internal").is_ok() && with("kubernetes=vault.internal:8200").is_ok());
+    }
+
+    #[test]
+    fn an_egress_entry_that_means_nothing_is_named() {
+        let with = |entry: &str| Options { egress_allow: vec![entry.into()], ..Options::default() }.parse();
+        assert!(format!("{:#}", with("127.1").unwrap_err()).starts_with("--egress-allow: `127.1`"));
+        assert!(with("127.0.0.1:8200").is_ok());
+    }
+
+    #[test]
     fn a_flag_wins_over_the_file_and_unknown_settings_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("control-plane.toml");
-        std::fs::write(&file, "data-dir = \"/file\"\naudit-rotate = \"1s\"\n").unwrap();
+        std::fs::write(&file, "data-dir = \"/file\"\naudit-rotate = \"1s\"\negress-allow = [\"a\", \"b\"]\n")
+            .unwrap();
         let options =
             Options { config: Some(file.clone()), data_dir: Some("/flag".into()), ..Options::default() };
-        let config = options.with_file().unwrap().parse().unwrap();
+        let options = options.with_file().unwrap();
+        assert_eq!(options.egress_allow, ["a", "b"]);
+        let config = options.parse().unwrap();
         assert_eq!((config.data_dir, config.audit_rotate), ("/flag".into(), Duration::from_secs(1)));
         std::fs::write(&file, "datadir = \"/file\"\n").unwrap();
         assert!(Options { config: Some(file), ..Options::default() }.with_file().is_err());

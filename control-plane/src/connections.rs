@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use scaivault_backends::background::Background;
 use scaivault_backends::connection::{self, Connection};
-use scaivault_backends::{EntryKind, RemoteSecret, RemoteVersion};
+use scaivault_backends::{BackendError, Egress, EntryKind, RemoteSecret, RemoteVersion};
+use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::{Listing, RemoteName};
 use scaivault_domain::path::Folder;
 use scaivault_domain::tenant::TenantId;
@@ -22,9 +23,9 @@ const MAX_CALLS: usize = 1000;
 pub struct Connections(connection::Connections<OwnLeases>);
 
 impl Connections {
-    /// Connections with the control plane's own logins.
-    pub fn new(leases: OwnLeases) -> Self {
-        Connections(connection::Connections::new(Arc::new(leases)))
+    /// Connections with the control plane's own logins, to where `egress` lets them lead.
+    pub fn new(leases: OwnLeases, egress: Egress) -> Self {
+        Connections(connection::Connections::new(Arc::new(leases), egress))
     }
 
     /// The connection to a backend.
@@ -33,6 +34,11 @@ impl Connections {
     /// When its target is unusable.
     pub fn of(&self, tenant: &TenantId, backend: &BackendView) -> Result<Arc<Connection<OwnLeases>>, Error> {
         self.0.of(tenant, backend)
+    }
+
+    /// The connection to a backend, if it is in use.
+    pub fn open(&self, key: &LeaseKey) -> Option<Arc<Connection<OwnLeases>>> {
+        self.0.open(key)
     }
 
     /// Forgets connections to backends that are gone.
@@ -120,9 +126,7 @@ impl Connections {
         while let Some(next) = open.pop() {
             calls += 1;
             if calls > MAX_CALLS {
-                let message =
-                    format!("backend `{}`: the listing would take more than {MAX_CALLS} calls", backend.name);
-                return Err(Error::new(Reason::Unsupported, message).next("list a deeper folder"));
+                return Err(too_many_calls(backend));
             }
             for (name, kind) in self.level(tenant, backend, next.as_ref()).await? {
                 match kind {
@@ -143,15 +147,22 @@ impl Connections {
         let connection = self.of(tenant, backend)?;
         let mut entries = Vec::new();
         let mut after = None;
-        loop {
+        for _ in 0..MAX_CALLS {
             let page = connection.list(level, after.as_ref(), backend.timeout).await?;
             entries.extend(page.entries.into_iter().map(|entry| (entry.name, entry.kind)));
             match page.next {
-                Some(next) => after = Some(next),
+                Some(next) if after.as_ref() != Some(&next) => after = Some(next),
+                Some(_) => return Err(BackendError::InvalidAnswer("a listing that goes back").into()),
                 None => return Ok(entries),
             }
         }
+        Err(too_many_calls(backend))
     }
+}
+
+fn too_many_calls(backend: &BackendView) -> Error {
+    let message = format!("backend `{}`: the listing would take more than {MAX_CALLS} calls", backend.name);
+    Error::new(Reason::Unsupported, message).next("list a deeper folder")
 }
 
 /// Adds the child of `folder` under which a remote name appears, if it has a path here at all.
@@ -164,7 +175,8 @@ fn collect(
 ) {
     let prefix = folder.prefix();
     // A name that is skipped has no path here; the rules of mappings say why.
-    for path in backend.mapping.reverse(remote).into_iter().flatten() {
+    let remote = backend.target.kind().naming().fold(remote);
+    for path in backend.mapping.reverse(&remote).into_iter().flatten() {
         let Some(below) = path.as_str().strip_prefix(&prefix) else { continue };
         match (below.split_once('/'), kind) {
             (Some((child, _)), _) => names.insert(format!("{prefix}{child}/")),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use scaivault_domain::access::Scope;
-use scaivault_domain::backend::{BackendId, BackendSpec};
+use scaivault_domain::backend::{BackendId, BackendSpec, OwnIdentity};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::secret::{Kind, Metadata, State, Version};
@@ -14,6 +14,7 @@ use scaivault_domain::token::TokenHash;
 use scaivault_domain::view::Generation;
 use serde::{Deserialize, Serialize};
 
+use crate::credentials::Configured;
 use crate::store::{Key, Space};
 
 /// A tenant, at `Installation / Tenant / id`.
@@ -23,6 +24,9 @@ pub struct TenantRecord {
     pub id: TenantId,
     /// For people.
     pub display_name: String,
+    /// The identities of ScaiVault's own that its backends may use; the operator grants them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub identities: Vec<OwnIdentity>,
     /// When it was created.
     pub created: Timestamp,
 }
@@ -44,10 +48,20 @@ pub struct BackendRecord {
     pub spec: BackendSpec,
     /// The generation in which the configuration came to be.
     pub generation: Generation,
+    /// The generation in which its store and login came to be.
+    #[serde(default)]
+    pub login_generation: Generation,
     /// When it was created.
     pub created: Timestamp,
     /// When the configuration came to be.
     pub updated: Timestamp,
+}
+
+impl BackendRecord {
+    /// The store and the login, with their generation.
+    pub fn configured(&self) -> Configured<'_> {
+        Configured { provider: &self.spec.provider, generation: self.login_generation }
+    }
 }
 
 /// A token, at `Installation / Token / hash`: whoever asks with a token has not yet a tenant.

@@ -152,12 +152,15 @@ impl Monitor {
     }
 
     async fn probe(self: Arc<Self>, key: LeaseKey, backend: Arc<BackendView>) {
-        let metrics = self.metrics.backend(&key.backend, backend.target.kind());
+        let metrics = self.metrics.backend(&key.backend, backend.target.kind().as_str());
         let mut pause = FAILING;
         let mut failing = false;
         loop {
             let started = tokio::time::Instant::now();
             let connection = self.connections.of(&key.tenant, &backend);
+            if let Ok(connection) = &connection {
+                metrics.flow(connection.guard().flow());
+            }
             let (outcome, breaker) = match &connection {
                 Ok(connection) => (connection.probe(backend.timeout).await, connection.guard().state()),
                 Err(error) => (Err(error.clone()), BreakerState::Closed),

@@ -208,7 +208,12 @@ impl Publishing {
                     (_, Space::Node) if change.kind == ChangeKind::Deleted => {
                         self.credentials.replace_for_nodes()
                     }
-                    (_, Space::Tenant | Space::Node) => {}
+                    (_, Space::Tenant) => {
+                        if let Ok(tenant) = TenantId::parse(&change.key.name) {
+                            self.credentials.recheck_grants(&tenant);
+                        }
+                    }
+                    (_, Space::Node) => {}
                     _ => continue,
                 }
                 concerned = Some(change.revision);
@@ -326,7 +331,7 @@ impl Publishing {
                 let route = configuration.route(&path);
                 let has_copy = match &route {
                     Route::Local => true,
-                    Route::Proxied { .. } => false,
+                    Route::Proxied { .. } | Route::Unrepresentable { .. } => false,
                     Route::Synced { backend, .. } => head.copy_of(&backend.id).is_some(),
                 };
                 if has_copy {
@@ -383,13 +388,15 @@ impl Publishing {
                 retry_after: None,
             }));
         };
-        Ok(match self.credentials.for_nodes(key, &record.spec.provider) {
+        Ok(match self.credentials.for_nodes(key, record.configured()) {
             NodeLease::Pending => LeaseState::Pending,
-            NodeLease::Held(lease) => LeaseState::Held(LeasePush {
+            NodeLease::Held(lease, slice) => LeaseState::Held(LeasePush {
                 key: key.clone(),
                 id: lease.id.clone(),
+                login_generation: lease.login_generation,
                 remaining: lease.expires_at.map(|end| end.saturating_duration_since(Instant::now())),
                 material: lease.material.clone(),
+                slice,
             }),
             NodeLease::Refused(error) => LeaseState::Refused(LeaseRefusal {
                 reason: Some(error.reason),
@@ -506,7 +513,7 @@ impl Line {
 fn prefetched(route: &Route) -> Option<BackendId> {
     match route {
         Route::Synced { backend, .. } if backend.sync.prefetch => Some(backend.id.clone()),
-        Route::Local | Route::Proxied { .. } | Route::Synced { .. } => None,
+        Route::Local | Route::Proxied { .. } | Route::Synced { .. } | Route::Unrepresentable { .. } => None,
     }
 }
 
@@ -568,7 +575,7 @@ impl Source for Publishing {
         }
         let Ok(configuration) = self.configurations.of(&key.tenant).await else { return };
         if let Ok((record, _)) = configuration.backend(&key.backend) {
-            self.credentials.refused_by_backend(key, &record.spec.provider, lease_id);
+            self.credentials.refused_by_backend(key, record.configured(), lease_id);
         }
     }
 }

@@ -120,6 +120,12 @@ impl SecretsService for SecretsApi {
             let mut upstream = self.upstream.clone();
             return self.forward(upstream.get(forwarded(request))).await;
         }
+        if let Route::Unrepresentable { backend } = &route {
+            let mut row = self.reader.row(&caller, &context, Action::SecretRead, path);
+            row.backend = Some(backend.id.to_string());
+            let refusal = Err(Error::unrepresentable(&backend.name));
+            return self.reader.close(row, &context, refusal).await.map_err(status);
+        }
         let max_age = message
             .max_age
             .as_ref()
@@ -128,7 +134,7 @@ impl SecretsService for SecretsApi {
         let copied = match &route {
             Route::Proxied { .. } => Copied::Proxied,
             Route::Synced { backend, .. } if !backend.enabled => Copied::Proxied,
-            Route::Local | Route::Synced { .. } => {
+            Route::Local | Route::Synced { .. } | Route::Unrepresentable { .. } => {
                 self.reader.copy(&allowed, &context, &view, &route, &wanted).await.map_err(status)?
             }
         };
@@ -151,7 +157,8 @@ impl SecretsService for SecretsApi {
                 Ok(Response::new(pb::GetResponse { secret: Some(secret(message.path, &found)) }))
             }
             // The control plane always has the configuration in force.
-            (Copied::Behind | Copied::Moved, _) | (Copied::Proxied, Route::Local) => {
+            (Copied::Behind | Copied::Moved, _)
+            | (Copied::Proxied, Route::Local | Route::Unrepresentable { .. }) => {
                 let mut upstream = self.upstream.clone();
                 self.forward(upstream.get(forwarded(request))).await
             }
@@ -236,7 +243,7 @@ fn secret(path: String, found: &RemoteSecret) -> pb::Secret {
         secret_type: wire::kind(found.kind).into(),
         value: found.value.expose().to_vec().into(),
         content_type: found.content_type.to_string(),
-        metadata: found.metadata.clone().into_iter().collect(),
+        metadata: found.metadata.clone().unwrap_or_default().into_iter().collect(),
         state: pb::SecretState::Active.into(),
         source: pb::SecretSource::Proxy.into(),
         remote_version: found.remote_version.clone(),

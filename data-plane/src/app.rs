@@ -123,10 +123,15 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
             }
         }
     }));
-    let connections = Arc::new(Connections::new(known.clone()));
+    let connections = Arc::new(Connections::new(known.clone(), config.egress));
     needed.get_or_init(|| Arc::downgrade(&connections));
-    let reader =
-        Arc::new(Reader::new(known.clone(), connections, journal.clone(), clock.clone(), metrics.clone()));
+    let reader = Arc::new(Reader::new(
+        known.clone(),
+        connections.clone(),
+        journal.clone(),
+        clock.clone(),
+        metrics.clone(),
+    ));
 
     let readiness = {
         let known = known.clone();
@@ -162,6 +167,7 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
             let (metrics, known, journal) = (metrics.clone(), known.clone(), journal.clone());
             // Series are told for as long as they are held.
             let series: Arc<Mutex<HashMap<LeaseKey, BackendMetrics>>> = Arc::default();
+            let called: Arc<Mutex<HashMap<LeaseKey, BackendMetrics>>> = Arc::default();
             move || {
                 metrics.audit_backlog(journal.backlog().bytes);
                 metrics.leases_held(u64::try_from(known.leases_held()).unwrap_or(u64::MAX));
@@ -173,12 +179,23 @@ pub async fn start(config: Config, join_token: Option<SecretString>) -> anyhow::
                 for (key, oldest) in oldest {
                     let Ok(view) = known.view(&key.tenant) else { continue };
                     if let Some(backend) = view.mounts.backends().iter().find(|b| b.id == key.backend) {
-                        let kind = backend.target.kind();
+                        let kind = backend.target.kind().as_str();
                         let told = series.entry(key).or_insert_with(|| metrics.backend(&backend.id, kind));
                         told.cache_staleness(oldest);
                     }
                 }
                 drop(series);
+                let connections = connections.all();
+                let mut called = called.lock().unwrap_or_else(PoisonError::into_inner);
+                called.retain(|key, _| connections.iter().any(|connection| connection.key() == key));
+                for connection in connections {
+                    let key = connection.key();
+                    let told = called
+                        .entry(key.clone())
+                        .or_insert_with(|| metrics.backend(&key.backend, connection.kind()));
+                    told.flow(connection.guard().flow());
+                }
+                drop(called);
                 metrics.control_plane(if known.link() == Link::Ready { Health::Up } else { Health::Down });
                 metrics.render()
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use scaivault_backends::egress::{Egress, Policy, Private};
 use scaivault_domain::time::parse_duration;
 use scaivault_journal::SyncPolicy;
 use scaivault_telemetry::{Format, TelemetryConfig, TraceConfig};
@@ -63,6 +64,13 @@ pub struct Options {
     /// Make every audit row safe from a power loss before its value leaves, at the price of an fdatasync per group
     #[arg(long, env = "SCAIVAULT_AUDIT_FSYNC")]
     pub audit_fsync: bool,
+    /// Let backends be at this host name, `*.suffix`, address or range, each with or without `:port`, although it is
+    /// loopback, link-local, reserved or a metadata service. May be given more than once
+    #[arg(long, env = "SCAIVAULT_EGRESS_ALLOW", value_name = "ENTRY", value_delimiter = ',')]
+    pub egress_allow: Vec<String>,
+    /// Let no backend be at a private address that --egress-allow does not name
+    #[arg(long, env = "SCAIVAULT_EGRESS_DENY_PRIVATE")]
+    pub egress_deny_private: bool,
     /// What to log, e.g. `info,scaivault_edge=debug`
     #[arg(long, env = "SCAIVAULT_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -100,6 +108,8 @@ pub struct Config {
     pub audit_rotate: Duration,
     /// When rows are safe from a power loss.
     pub audit_sync: SyncPolicy,
+    /// Where backends may be.
+    pub egress: Egress,
 }
 
 impl Options {
@@ -127,6 +137,8 @@ impl Options {
             audit_max_bytes: self.audit_max_bytes.or(file.audit_max_bytes),
             audit_rotate: self.audit_rotate.or(file.audit_rotate),
             audit_fsync: self.audit_fsync || file.audit_fsync,
+            egress_allow: if self.egress_allow.is_empty() { file.egress_allow } else { self.egress_allow },
+            egress_deny_private: self.egress_deny_private || file.egress_deny_private,
             log: self.log.or(file.log),
             log_json: self.log_json || file.log_json,
             otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
@@ -166,6 +178,8 @@ impl Options {
             None => Ok(default),
             Some(text) => parse_duration(text).map_err(|fault| anyhow::anyhow!("--{name} {fault}")),
         };
+        let private = if self.egress_deny_private { Private::Refused } else { Private::Allowed };
+        let egress = Policy::of_settings(&self.egress_allow, private).context("--egress-allow")?;
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(|| Path::new("/var/lib/scaivault-node").to_owned()),
             listen,
@@ -186,6 +200,7 @@ impl Options {
             audit_max_bytes: self.audit_max_bytes.unwrap_or(1 << 30),
             audit_rotate: duration("audit-rotate", &self.audit_rotate, Duration::from_secs(10))?,
             audit_sync: if self.audit_fsync { SyncPolicy::Group } else { SyncPolicy::None },
+            egress: Egress::new(egress),
         })
     }
 }

@@ -109,7 +109,7 @@ impl Forward {
         parts.extensions.clear();
         parts.version = http::Version::HTTP_2;
         let request = http::Request::from_parts(parts, tonic::body::Body::new(body));
-        let patience = if may_wait(request.uri().path()) { PATIENCE + LONGEST_SYNC } else { PATIENCE };
+        let patience = if may_wait(request.uri()) { PATIENCE + LONGEST_SYNC } else { PATIENCE };
         match self.gate.pass_within(patience, self.upstream.oneshot(request)).await {
             Ok(Ok(response)) => {
                 let revision =
@@ -131,9 +131,11 @@ impl Forward {
     }
 }
 
-/// Whether the caller may have asked to wait for the end of a sync.
-fn may_wait(path: &str) -> bool {
-    path.ends_with("/sync") || path.ends_with("/SyncBackend")
+/// Whether the caller may have asked to wait for the end of a sync, or of the test of a backend.
+fn may_wait(uri: &http::Uri) -> bool {
+    let ends = ["/sync", "/test", "/SyncBackend", "/TestBackend", "/CreateBackend", "/UpdateBackend"];
+    ends.iter().any(|end| uri.path().ends_with(end))
+        || uri.query().is_some_and(|query| query.contains("validate_only"))
 }
 
 /// The same call for the control plane: only the headers that it needs, the id that the caller is told, and the trace

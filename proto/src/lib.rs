@@ -50,6 +50,7 @@ redacted! {
     admin::v1::CreateNodeResponse { node },
     discovery::v1::EnrolRequest { },
     discovery::v1::Lease { key, id },
+    discovery::v1::AwsKeys { },
     discovery::v1::SecretCopy { name, revision, version, state },
 }
 
@@ -73,6 +74,11 @@ mod tests {
         let enrol = discovery::v1::EnrolRequest { join_secret: CANARY.into(), csr: Vec::new() };
         let material = discovery::v1::lease::Material::VaultToken(CANARY.into());
         let lease = discovery::v1::Lease { material: Some(material), ..Default::default() };
+        let keys = discovery::v1::AwsKeys {
+            access_key_id: CANARY.into(),
+            secret_access_key: CANARY.into(),
+            session_token: CANARY.into(),
+        };
         let copy = discovery::v1::SecretCopy {
             value: Some(CANARY.into()),
             metadata: [(CANARY.into(), CANARY.into())].into(),
@@ -89,6 +95,7 @@ mod tests {
             format!("{node:?}"),
             format!("{enrol:?}"),
             format!("{lease:?}"),
+            format!("{keys:?}"),
             format!("{copy:?}"),
             format!("{upsert:?}"),
         ] {

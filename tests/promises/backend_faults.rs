@@ -145,7 +145,12 @@ async fn throttling_is_handed_on_and_opens_no_breaker() -> Result<()> {
     }
     assert_eq!(federated.network.requests().len() - asked, 2, "a backend that asks for a pause is given one");
     assert_eq!(rest.get(HEALTHY).await?.status, 200);
-    assert_eq!(status(&rest, &federated.backend).await?["connection"]["breaker"], "closed");
+    let slowed = status(&rest, &federated.backend).await?;
+    assert_eq!(slowed["connection"]["breaker"], "closed");
+    let (budget, reason) = (&slowed["call_budget"], slowed["call_budget"]["reason"].as_str());
+    assert_eq!(budget["quotas"], json!([]), "Vault has none");
+    assert!(budget["concurrency"].as_u64() < budget["max_concurrency"].as_u64(), "{budget}");
+    assert!(reason.is_some_and(|reason| reason.starts_with("slowed down by the backend")), "{budget}");
     federated.network.set(Fault::Pass).await?;
     read_again(&rest, FAULTY).await
 }
@@ -159,7 +164,7 @@ async fn what_the_backend_forbids_or_lacks_says_so_and_nothing_else_suffers() ->
     for _ in 0..10 {
         let forbidden = rest.get("/v1/secrets/external/hashicorp/top").await?;
         assert_eq!(forbidden.refusal(), (502, "backend_forbidden"), "{}", forbidden.text);
-        assert!(forbidden.json["next_step"].as_str().is_some_and(|step| step.contains("policies")));
+        assert!(forbidden.json["next_step"].as_str().is_some_and(|step| step.contains("`read` on")));
         assert_eq!(rest.get(FAULTY).await?.status, 200);
         let missing = rest.get("/v1/secrets/external/hashicorp/app/missing").await?;
         assert_eq!(missing.refusal(), (404, "not_found"), "{}", missing.text);

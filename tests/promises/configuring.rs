@@ -137,6 +137,41 @@ async fn a_patch_changes_what_it_names_and_only_from_the_state_it_was_made_for()
 }
 
 #[tokio::test]
+async fn an_endpoint_where_no_backend_may_be_is_refused_with_the_operators_setting() -> Result<()> {
+    let (_planes, rest) = planes().await?;
+    let at = |endpoint: &str| {
+        let mut backend = good();
+        backend["config"]["endpoint"] = json!(endpoint);
+        backend
+    };
+    let elsewhere =
+        ["https://127.0.0.2", "https://0x7f.2", "https://[::1]:8200", "https://[::ffff:169.254.169.254]"];
+    for endpoint in elsewhere.into_iter().chain([
+        "http://169.254.169.254",
+        "https://0.0.0.0",
+        "https://[64:ff9b::7f00:1]",
+    ]) {
+        let refused = rest.post(BACKENDS, at(endpoint)).await?;
+        assert_eq!(refused.refusal(), (400, "invalid_config"), "{endpoint}");
+        assert_eq!(refused.pointers(), ["/config/endpoint"], "{endpoint}");
+        assert!(refused.text.contains("--egress-allow"), "{}", refused.text);
+    }
+    // What the operator named, what is private, and what does not resolve yet.
+    for endpoint in
+        ["http://127.0.0.1:9", "https://localhost:9", "https://10.255.0.1", "https://no-such-host.invalid"]
+    {
+        let made = rest.post(BACKENDS, at(endpoint)).await?.ok()?;
+        let id = made["id"].as_str().context("id")?;
+        let moved = rest
+            .patch(&format!("{BACKENDS}/{id}"), json!({ "config": at("https://127.0.0.2")["config"] }))
+            .await?;
+        assert_eq!((moved.refusal(), moved.pointers()), ((400, "invalid_config"), vec!["/config/endpoint"]));
+        rest.delete(&format!("{BACKENDS}/{id}")).await?.ok()?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_order_of_the_rules_is_kept_whichever_way_they_are_written() -> Result<()> {
     let (_planes, rest) = planes().await?;
     let object = r#"{"z/one":"secret/data/1","a/*":"secret/data/*","m/**":"secret/data/m/**"}"#;

@@ -193,8 +193,10 @@ async fn dev_mode_starts_without_the_vault_and_says_why_in_one_line() -> Result<
 async fn a_node_that_does_not_start_leaves_no_control_plane_behind() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let options =
-        |listen| dev::Options { listen, data_dir: Some(folder.path().to_owned()), log: String::new() };
+    let options = |listen| {
+        let data_dir = Some(folder.path().to_owned());
+        dev::Options { listen, data_dir, egress_allow: Vec::new(), log: String::new() }
+    };
     let refused = dev::start(&options(taken.local_addr()?)).await;
     assert!(refused.is_err(), "its address is taken");
     // The store can be opened by one process at a time, and once.

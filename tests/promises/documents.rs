@@ -15,6 +15,7 @@ const SERVED: &str = "
     PATCH /v1/federation/backends/{id}
     DELETE /v1/federation/backends/{id}
     GET /v1/federation/backends/{id}/status
+    POST /v1/federation/backends/{id}/test
     POST /v1/federation/backends/{id}/sync
     GET /v1/federation/backends/{id}/syncs
     GET /v1/federation/backends/{id}/syncs/{run}

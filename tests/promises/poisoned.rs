@@ -234,6 +234,7 @@ impl Node {
         let view = self.known.view(&name(tenant))?;
         Ok(match view.mounts.route(&SecretPath::parse(path)?) {
             Route::Local => "local".into(),
+            Route::Unrepresentable { backend } => format!("{} has no name for it", backend.name),
             Route::Proxied { backend, name } | Route::Synced { backend, name, .. } => {
                 format!("{} {}", backend.name, name.as_str())
             }
@@ -247,15 +248,12 @@ fn name(tenant: &str) -> TenantId {
 
 fn backend(number: u8, pattern: &str, template: &str) -> BackendView {
     BackendView {
+        login_generation: 1,
         id: BackendId::from_random([number; 10]),
         name: BackendName::parse(&format!("backend-{number}")).expect("a name"),
-        target: Target::HashicorpVault(VaultTarget {
-            endpoint: backend::Endpoint::parse("https://vault.internal:8200").expect("a URL"),
-            namespace: None,
-            ca_cert: None,
-            tls_verify: true,
-            kv: None,
-        }),
+        target: Target::HashicorpVault(VaultTarget::at(
+            backend::Endpoint::parse("endpoint", "https://vault.internal:8200").expect("a URL"),
+        )),
         mapping: PathMapping::parse([(pattern.to_owned(), template.to_owned())]).expect("a rule"),
         mode: Mode::Proxy,
         sync: SyncSettings::default(),
@@ -300,7 +298,8 @@ async fn a_poisoned_view_is_refused_and_the_last_good_one_serves() -> Result<()>
         with(|backend| backend.timeout = Duration::ZERO),
         with(|backend| backend.timeout = Duration::from_secs(3600)),
         // A header more.
-        with(|BackendView { target: Target::HashicorpVault(vault), .. }| {
+        with(|backend| {
+            let Target::HashicorpVault(vault) = &mut backend.target else { panic!("it is a Vault") };
             vault.namespace = Some("team\r\nX-Vault-Token: stolen".into());
         }),
     ]) {

@@ -156,7 +156,7 @@ async fn rest_and_grpc_refuse_alike() -> Result<()> {
             Backend { name: "good".into(), rules, mode: Mode::Proxy.into(), ..Default::default() };
         put_proto(&mut backend, &mut config, pointer, &value);
         backend.config = Some(Config::HashicorpVault(config));
-        let request = CreateBackendRequest { backend: Some(backend), adopt: false };
+        let request = CreateBackendRequest { backend: Some(backend), ..Default::default() };
         let by_grpc = error(&grpc.create_backend(request).await.expect_err(code));
 
         let pointers: Vec<_> =

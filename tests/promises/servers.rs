@@ -7,6 +7,9 @@ use reqwest::Method;
 use scaivault_domain::backend::KvVersion;
 use scaivault_tests::authority::Authority;
 use scaivault_tests::faults::{Fault, Proxy};
+use scaivault_tests::servers::drongo::Drongo;
+use scaivault_tests::servers::microburst::Microburst;
+use scaivault_tests::servers::moto::{self, AccessKey, Moto};
 use scaivault_tests::servers::openbao::{OpenBao, Options};
 use scaivault_tests::{http, wait};
 use serde_json::{Value, json};
@@ -93,6 +96,138 @@ async fn a_dropped_openbao_is_gone() -> Result<()> {
     let address = bao.socket();
     drop(bao);
     assert!(TcpStream::connect(address).await.is_err());
+    Ok(())
+}
+
+fn allow(action: &str) -> Value {
+    let statement = json!({ "Effect": "Allow", "Action": action, "Resource": "*" });
+    json!({ "Version": "2012-10-17", "Statement": [statement] })
+}
+
+#[tokio::test]
+async fn moto_lets_in_whom_it_knows_as_far_as_the_policy_says() -> Result<()> {
+    let moto = Moto::start(moto::Options::default()).await?;
+    let admin = moto.client()?;
+    admin.create_secret("app/db", "one", &[("team", "core")]).await?;
+    let key = admin.create_user("reader", &allow("secretsmanager:GetSecretValue")).await?;
+    let reader = admin.with_key(key.clone());
+    assert_eq!(reader.get_secret("app/db").await?, "one");
+
+    let body = json!({ "SecretId": "app/db" });
+    let refusals = [
+        ("DescribeSecret", key.clone(), "AccessDenied"),
+        ("GetSecretValue", AccessKey { secret: "wrong".into(), ..key.clone() }, "SignatureDoesNotMatch"),
+        ("GetSecretValue", AccessKey { id: "AKIAWRONG".into(), ..key.clone() }, "InvalidClientTokenId"),
+    ];
+    for (operation, key, code) in refusals {
+        let (status, answer) = admin.with_key(key).exchange(operation, body.clone()).await?;
+        assert_eq!(status, 403);
+        assert!(answer.contains(code), "{answer}");
+    }
+
+    let second = admin.create_access_key("reader").await?;
+    admin.delete_access_key("reader", &key.id).await?;
+    assert!(reader.get_secret("app/db").await.is_err());
+    assert_eq!(admin.with_key(second).get_secret("app/db").await?, "one");
+    Ok(())
+}
+
+#[tokio::test]
+async fn moto_lends_a_role_to_whom_it_trusts() -> Result<()> {
+    let moto = Moto::start(moto::Options::default()).await?;
+    let admin = moto.client()?;
+    admin.create_secret("app/db", "one", &[]).await?;
+    let trusted = admin.with_key(admin.create_user("trusted", &allow("sts:AssumeRole")).await?);
+    let other = admin.with_key(admin.create_user("other", &allow("sts:AssumeRole")).await?);
+    let statement = json!({
+        "Effect": "Allow",
+        "Principal": { "AWS": trusted.caller().await? },
+        "Action": "sts:AssumeRole",
+    });
+    let trust = json!({ "Version": "2012-10-17", "Statement": [statement] });
+    let role = admin.create_role("reader", &trust, &allow("secretsmanager:GetSecretValue")).await?;
+
+    assert!(trusted.get_secret("app/db").await.is_err());
+    assert!(other.assume_role(&role, "session").await.is_err());
+    let session = trusted.assume_role(&role, "session").await?;
+    assert_eq!(admin.with_key(session.clone()).get_secret("app/db").await?, "one");
+    let forged = AccessKey { session_token: Some("forged".into()), ..session };
+    assert!(admin.with_key(forged).get_secret("app/db").await.is_err());
+    Ok(())
+}
+
+#[tokio::test]
+async fn moto_keeps_secrets_until_it_is_stopped() -> Result<()> {
+    let mut moto = Moto::start(moto::Options::default().tls(Authority::new()?)).await?;
+    let admin = moto.client()?;
+    let first = admin.create_secret("app/db", "one", &[("team", "core")]).await?;
+    let second = admin.put_secret("app/db", "two").await?;
+    admin.tag_secret("app/db", &[("stage", "test")]).await?;
+    admin.untag_secret("app/db", &["team"]).await?;
+    let described = admin.describe_secret("app/db").await?;
+    assert_eq!(described["Tags"], json!([{ "Key": "stage", "Value": "test" }]));
+    assert_eq!(described["VersionIdsToStages"], json!({ first: ["AWSPREVIOUS"], second: ["AWSCURRENT"] }));
+
+    admin.delete_secret("app/db").await?;
+    assert!(admin.get_secret("app/db").await.is_err());
+    admin.restore_secret("app/db").await?;
+    let before = moto.calls()?;
+    assert_eq!(admin.get_secret("app/db").await?, "two");
+    assert_eq!(moto.calls()?, before + 1);
+    admin.remove_secret("app/db").await?;
+    assert!(admin.restore_secret("app/db").await.is_err());
+
+    moto.stop().await?;
+    assert!(admin.caller().await.is_err());
+    moto.start_again().await?;
+    assert!(moto.client()?.caller().await?.ends_with(":user/administrator"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn microburst_throttles_on_demand() -> Result<()> {
+    let moto = Moto::start(moto::Options::default()).await?;
+    let proxy = Microburst::start(moto.socket(), moto.administrator()).await?;
+    let admin = moto.client()?.at(proxy.addr());
+    admin.create_secret("app/db", "one", &[]).await?;
+    let throttled = async || -> Result<bool> {
+        let (status, answer) = admin.exchange("GetSecretValue", json!({ "SecretId": "app/db" })).await?;
+        let throttled = answer.contains("ThrottlingException");
+        assert_eq!(status, if throttled { 400 } else { 200 }, "{answer}");
+        Ok(throttled)
+    };
+    assert!(!throttled().await?);
+    proxy.throttle("GetSecretValue").await?;
+    assert!(throttled().await? && throttled().await?);
+    admin.describe_secret("app/db").await?;
+    proxy.heal().await?;
+    assert!(!throttled().await?);
+    proxy.throttle_times("GetSecretValue", 1).await?;
+    assert!(throttled().await? && !throttled().await?);
+    assert_eq!(proxy.calls().await?, 8);
+    Ok(())
+}
+
+#[tokio::test]
+async fn drongo_keeps_the_versions_of_a_secret() -> Result<()> {
+    let drongo = Drongo::start().await?;
+    let admin = drongo.client("project")?;
+    assert_eq!(admin.access("db", "latest").await?, None);
+    admin.create_secret("db", &[("team", "core")]).await?;
+    assert_eq!(admin.add_version("db", b"one").await?, 1);
+    assert_eq!(admin.add_version("db", b"\xff\0two").await?, 2);
+    assert_eq!(admin.access("db", "latest").await?.as_deref(), Some(&b"\xff\0two"[..]));
+    assert_eq!(drongo.client("other")?.access("db", "latest").await?, None);
+    assert_eq!(admin.call(Method::GET, "secrets/db", None).await?["labels"], json!({ "team": "core" }));
+
+    admin.disable_version("db", 2).await?;
+    assert!(admin.access("db", "2").await.is_err());
+    admin.enable_version("db", 2).await?;
+    assert!(admin.access("db", "2").await?.is_some());
+    admin.destroy_version("db", 1).await?;
+    assert!(admin.access("db", "1").await.is_err());
+    admin.delete_secret("db").await?;
+    assert_eq!(admin.access("db", "2").await?, None);
     Ok(())
 }
 

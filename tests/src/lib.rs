@@ -5,10 +5,13 @@
 
 pub mod authority;
 pub mod collector;
+pub mod fakes;
 pub mod faults;
 pub mod http;
+pub mod http_faults;
 pub mod planes;
 pub mod ports;
 pub mod process;
 pub mod servers;
+pub mod stores;
 pub mod wait;

@@ -1,6 +1,7 @@
 //! The planes as processes: a control plane, nodes that joined it, and clients of their API.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,6 +35,9 @@ use crate::{http, ports, wait};
 const LOG: &str = "info,scaivault_control_plane=debug,scaivault_data_plane=debug,scaivault_edge=debug,\
                    scaivault_backends=debug,scaivault_discovery=debug,scaivault_journal=debug";
 
+/// The servers of the testbed are on loopback, where backends may not be.
+pub const EGRESS: &str = "--egress-allow=127.0.0.1,localhost";
+
 /// How the planes are to run. The default: one node, connected directly, for every tenant.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -45,6 +49,8 @@ pub struct Options {
     allow_unverified_tls: bool,
     traces: Option<String>,
     log: &'static str,
+    control_plane_flags: Vec<String>,
+    control_plane_environment: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +70,8 @@ impl Default for Options {
             allow_unverified_tls: false,
             traces: None,
             log: LOG,
+            control_plane_flags: Vec::new(),
+            control_plane_environment: BTreeMap::new(),
         }
     }
 }
@@ -115,6 +123,20 @@ impl Options {
     #[must_use]
     pub fn traces(mut self, endpoint: String) -> Self {
         self.traces = Some(endpoint);
+        self
+    }
+
+    /// Gives the control plane one more flag, e.g. `--own-identity-hosts`.
+    #[must_use]
+    pub fn control_plane_flag(mut self, flag: &str, value: impl Display) -> Self {
+        self.control_plane_flags.push(format!("{flag}={value}"));
+        self
+    }
+
+    /// Gives the control plane a variable in its environment, which is empty otherwise.
+    #[must_use]
+    pub fn control_plane_variable(mut self, name: &str, value: &str) -> Self {
+        self.control_plane_environment.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -302,14 +324,16 @@ impl Planes {
             arguments.extend([flag.to_owned(), value]);
         }
         arguments.push("--allow-plaintext-backends".into());
+        arguments.push(EGRESS.into());
         arguments.extend(options.traces.iter().map(|endpoint| format!("--otlp-endpoint={endpoint}")));
         if options.allow_unverified_tls {
             arguments.push("--allow-unverified-tls".into());
         }
+        arguments.extend(options.control_plane_flags.iter().cloned());
         let mut control_plane = Plane {
             name: "control-plane".into(),
             arguments,
-            environment: BTreeMap::new(),
+            environment: options.control_plane_environment.clone(),
             address,
             dir: data.into(),
             log: file("control-plane.log").into(),
@@ -381,6 +405,7 @@ impl Planes {
         ] {
             arguments.extend([flag.to_owned(), value]);
         }
+        arguments.push(EGRESS.into());
         let traces = self.options.traces.iter();
         arguments.extend(traces.map(|endpoint| format!("--otlp-endpoint={endpoint}")));
         if let Some(bytes) = self.options.audit_max_bytes {

@@ -14,7 +14,7 @@ use xtask::tools;
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
-  demo [--once]    start OpenBao and both planes, and show what they do
+  demo [--once]    start stores and both planes, and show what they do
   test [--fast]    lint, build and run the tests; --fast: only what needs no tool and no server
   lint             format, dependencies, protos, clippy
   bench [...]      build for release and measure
@@ -50,13 +50,19 @@ fn main() -> ExitCode {
 
 fn demo(args: &[&str]) -> Result {
     tools::OPENBAO.install()?;
+    for server in [tools::MOTO, tools::DRONGO] {
+        // The demo does without what cannot be had, and says so.
+        if let Err(error) = server.install() {
+            eprintln!("{error}");
+        }
+    }
     eprintln!("building (some minutes the first time) …");
     run(&mut cargo(&["build", "--quiet", "--workspace", "--bins"]))?;
     become_program(command(&built("debug", "demo")?).args(args))
 }
 
 fn bench(args: &[&str]) -> Result {
-    tools::OPENBAO.install()?;
+    servers()?;
     eprintln!("building for release (some minutes the first time) …");
     let mut build = cargo(&["build", "--quiet", "--workspace", "--bins", "--release"]);
     #[cfg(target_arch = "x86_64")]
@@ -66,6 +72,13 @@ fn bench(args: &[&str]) -> Result {
     }
     run(&mut build)?;
     become_program(command(&built("release", "bench")?).args(args))
+}
+
+fn servers() -> Result {
+    for server in tools::SERVERS {
+        server.install()?;
+    }
+    Ok(())
 }
 
 fn lint(stages: &mut Stages) -> Result {
@@ -105,7 +118,7 @@ fn test(extent: Extent) -> Result {
     let tests: &[&str] = match extent {
         Extent::Full => {
             lint(&mut stages)?;
-            stages.run("servers", || Ok(tools::OPENBAO.install()?))?;
+            stages.run("servers", servers)?;
             &[]
         }
         Extent::Fast => {

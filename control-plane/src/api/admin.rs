@@ -1,11 +1,14 @@
 //! `scaivault.admin.v1`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost_types::FieldMask;
 use scaivault_discovery::NodeBoard;
 use scaivault_domain::access::{Capability, Effect, Policy, PolicyRule, Scope};
 use scaivault_domain::audit::Action;
+use scaivault_domain::backend::OwnIdentity;
 use scaivault_domain::pattern::Pattern;
 use scaivault_domain::tenant::{NodeName, PolicyName, TenantId};
 use scaivault_domain::{Error, Reason};
@@ -23,7 +26,7 @@ use crate::model::{NodeRecord, TenantRecord, TokenRecord};
 use crate::service::PageRequest;
 use crate::service::nodes::Nodes;
 use crate::service::policies::Policies;
-use crate::service::tenants::Tenants;
+use crate::service::tenants::{TenantChange, Tenants};
 use crate::service::tokens::{NewToken, TokenTarget, Tokens, Ttl};
 
 /// The service on the wire.
@@ -88,12 +91,37 @@ impl AdminService for AdminApi {
             self.0.door.administer(&request, Scope::Operator, Action::TenantWrite, &tenant.id).await?;
         let parts = self.0.clone();
         uninterrupted(async move {
-            let outcome = match TenantId::parse(&tenant.id).map_err(|error| at(error, "/id")) {
-                Ok(id) => parts.tenants.create(&allowed, &context, id, tenant.display_name).await,
-                Err(error) => Err(error),
+            let outcome = async {
+                let id = TenantId::parse(&tenant.id).map_err(|error| at(error, "/id"))?;
+                let identities = parse_identities(&tenant.identities)?;
+                parts.tenants.create(&allowed, &context, id, tenant.display_name, identities).await
             };
+            let outcome = outcome.await;
             let done = parts.door.close(&allowed, &context, Action::TenantWrite, &tenant.id, outcome).await?;
             Ok(changed(pb::CreateTenantResponse { tenant: Some(wire_tenant(done.value)) }, done.revision))
+        })
+        .await
+    }
+
+    async fn update_tenant(
+        &self,
+        request: Request<pb::UpdateTenantRequest>,
+    ) -> Result<Response<pb::UpdateTenantResponse>, Status> {
+        let message = request.get_ref().clone();
+        let tenant = message.tenant.unwrap_or_default();
+        let (allowed, context) =
+            self.0.door.administer(&request, Scope::Operator, Action::TenantWrite, &tenant.id).await?;
+        let parts = self.0.clone();
+        uninterrupted(async move {
+            let name = tenant.id.clone();
+            let outcome = async {
+                let id = TenantId::parse(&tenant.id).map_err(|error| at(error, "/id"))?;
+                let change = parse_change(tenant, message.update_mask)?;
+                parts.tenants.update(&allowed, &context, &id, change).await
+            };
+            let outcome = outcome.await;
+            let done = parts.door.close(&allowed, &context, Action::TenantWrite, &name, outcome).await?;
+            Ok(changed(pb::UpdateTenantResponse { tenant: Some(wire_tenant(done.value)) }, done.revision))
         })
         .await
     }
@@ -353,11 +381,35 @@ fn at(error: Error, pointer: &str) -> Error {
     Error::field(error.reason, pointer, detail)
 }
 
+fn parse_identities(names: &[String]) -> Result<Vec<OwnIdentity>, Error> {
+    let identities: Option<BTreeSet<_>> = names.iter().map(|name| OwnIdentity::parse(name)).collect();
+    let unknown = || Error::invalid("/identities", "are of `kubernetes`, `aws`, `azure` and `gcp`");
+    Ok(identities.ok_or_else(unknown)?.into_iter().collect())
+}
+
+fn parse_change(wanted: pb::Tenant, mask: Option<FieldMask>) -> Result<TenantChange, Error> {
+    let all = || ["display_name".to_owned(), "identities".to_owned()].to_vec();
+    let fields = mask.map(|mask| mask.paths).filter(|paths| !paths.is_empty()).unwrap_or_else(all);
+    let mut change = TenantChange::default();
+    for field in fields {
+        match field.as_str() {
+            "display_name" => change.display_name = Some(wanted.display_name.clone()),
+            "id" => {}
+            "identities" => change.identities = Some(parse_identities(&wanted.identities)?),
+            _ => {
+                return Err(Error::invalid("/update_mask", "has fields other than display_name, identities"));
+            }
+        }
+    }
+    Ok(change)
+}
+
 fn wire_tenant(record: TenantRecord) -> pb::Tenant {
     pb::Tenant {
         id: record.id.to_string(),
         display_name: record.display_name,
         create_time: Some(wire::time(record.created)),
+        identities: record.identities.iter().map(|identity| identity.as_str().to_owned()).collect(),
     }
 }
 

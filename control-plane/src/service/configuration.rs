@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use scaivault_domain::backend::BackendId;
+use scaivault_domain::backend::{BackendId, BackendSpec};
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::view::{BackendView, Generation, MountTable, Route, TenantView};
@@ -52,15 +52,20 @@ impl Configuration {
         TenantView {
             tenant: self.tenant.clone(),
             generation: self.generation,
-            backends: self.backends.iter().map(|(record, _)| view(record)).collect(),
+            backends: self
+                .backends
+                .iter()
+                .map(|(record, _)| view(&record.id, &record.spec, record.login_generation))
+                .collect(),
         }
     }
 }
 
-fn view(record: &BackendRecord) -> BackendView {
-    let spec = &record.spec;
+/// A configuration as it is used.
+pub(super) fn view(id: &BackendId, spec: &BackendSpec, login_generation: Generation) -> BackendView {
     BackendView {
-        id: record.id.clone(),
+        id: id.clone(),
+        login_generation,
         name: spec.name.clone(),
         target: spec.provider.target(),
         mapping: spec.mapping.clone(),
@@ -113,7 +118,11 @@ impl Configurations {
                 tenant: tenant.clone(),
                 generation: anchor.map_or(0, |(record, _)| record.generation),
                 anchor: version,
-                mounts: MountTable::new(backends.iter().map(|(record, _)| view(record))),
+                mounts: MountTable::new(
+                    backends
+                        .iter()
+                        .map(|(record, _)| view(&record.id, &record.spec, record.login_generation)),
+                ),
                 backends,
             });
             self.held.lock().expect("no panic while held").insert(tenant.clone(), configuration.clone());

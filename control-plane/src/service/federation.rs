@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use scaivault_backends::{BackendError, Egress};
 use scaivault_domain::access::{Administer, Authorized, Caller, Capability, Scope};
 use scaivault_domain::audit::{Action, AuditRow, Origin};
-use scaivault_domain::backend::{BackendId, BackendSpec};
+use scaivault_domain::backend::{BackendId, BackendSpec, Provider};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::PathMapping;
 use scaivault_domain::path::SecretPath;
@@ -15,6 +16,7 @@ use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::Clock;
 use scaivault_domain::{Error, Reason};
 
+use super::testing::Trials;
 use super::{ATTEMPTS, Committed, Configuration, Configurations, contended, settle};
 use crate::audit::Audit;
 use crate::credentials::Credentials;
@@ -26,7 +28,7 @@ use crate::sync::{Leaving, Losing, Reconfiguration, Syncs};
 const NAMED: usize = 10;
 
 /// What the operator allows in backend configurations.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Endpoints without TLS.
     pub plaintext: bool,
@@ -34,11 +36,38 @@ pub struct Limits {
     pub unverified_tls: bool,
     /// The shortest period of a sync.
     pub sync_interval: Duration,
+    /// Where backends may be.
+    pub egress: Egress,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { plaintext: false, unverified_tls: false, sync_interval: MIN_INTERVAL }
+        Limits {
+            plaintext: false,
+            unverified_tls: false,
+            sync_interval: MIN_INTERVAL,
+            egress: Egress::default(),
+        }
+    }
+}
+
+impl Limits {
+    /// What the operator says of every connection, whichever identity is shown on it.
+    fn check(&self, provider: &Provider) -> Result<(), Error> {
+        for (field, endpoint) in provider.endpoints() {
+            if !endpoint.is_https() && !self.plaintext {
+                let pointer = format!("/config/{field}");
+                return Err(Error::field(Reason::InvalidConfig, pointer, "must be https")
+                    .next("use TLS, or start the control plane with --allow-plaintext-backends"));
+            }
+        }
+        if !provider.target().tls().verify && !self.unverified_tls {
+            let detail = "may only be false if the operator allows it";
+            return Err(Error::field(Reason::InvalidConfig, "/config/tls_verify", detail).next(
+                "give the server's CA as `ca_cert`, or start the control plane with --allow-unverified-tls",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -60,16 +89,26 @@ pub struct Consent {
     pub losing: Losing,
 }
 
+/// A change that is allowed and whole, but for the commit.
+pub(super) struct Planned {
+    /// What will be stored.
+    pub(super) record: BackendRecord,
+    /// What is stored; `None`: nothing yet.
+    pub(super) before: Option<(BackendRecord, RowVersion)>,
+    tx: Tx,
+}
+
 /// The service of backends.
 #[derive(Debug)]
 pub struct Federation {
     records: Records,
-    configurations: Arc<Configurations>,
-    credentials: Arc<Credentials>,
+    pub(super) configurations: Arc<Configurations>,
+    pub(super) credentials: Arc<Credentials>,
     syncs: Arc<Syncs>,
-    audit: Arc<Audit>,
-    clock: Arc<dyn Clock>,
-    limits: Limits,
+    pub(super) audit: Arc<Audit>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) limits: Limits,
+    pub(super) trials: Arc<Trials>,
 }
 
 impl Federation {
@@ -83,7 +122,8 @@ impl Federation {
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> Self {
-        Federation { records, configurations, credentials, syncs, audit, clock, limits }
+        let trials = Arc::default();
+        Federation { records, configurations, credentials, syncs, audit, clock, limits, trials }
     }
 
     /// Configures a backend.
@@ -98,11 +138,8 @@ impl Federation {
         spec: BackendSpec,
         covered: Covered,
     ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
-        let mut random = [0; 10];
-        getrandom::fill(&mut random).map_err(|_| Error::internal())?;
-        let id = BackendId::from_random(random);
         let consent = Consent { covered, losing: Losing::Refused };
-        self.change(allowed, origin, &id, consent, |_| Ok(spec.clone())).await
+        self.change(allowed, origin, &new_id()?, consent, |_| Ok(spec.clone())).await
     }
 
     /// Changes a backend: `edit` makes the new configuration of the old one.
@@ -118,12 +155,7 @@ impl Federation {
         consent: Consent,
         edit: impl Fn(&BackendSpec) -> Result<BackendSpec, Error>,
     ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
-        self.change(allowed, origin, id, consent, |before| {
-            let (record, version) = before.ok_or_else(gone)?;
-            check_version(*version, expected)?;
-            edit(&record.spec)
-        })
-        .await
+        self.change(allowed, origin, id, consent, |before| edited(before, expected, &edit)).await
     }
 
     async fn change(
@@ -134,44 +166,15 @@ impl Federation {
         consent: Consent,
         decide: impl Fn(Option<&(BackendRecord, RowVersion)>) -> Result<BackendSpec, Error>,
     ) -> Result<Committed<(BackendRecord, RowVersion)>, Error> {
-        let tenant = allowed.tenant();
         for _ in 0..ATTEMPTS {
-            let configuration = self.configurations.of(tenant).await?;
-            let before = configuration.backend(id).ok();
-            let spec = decide(before)?;
-            let old = before.map(|(record, _)| &record.spec);
-            spec.authorize_change(old, allowed.caller())?;
-            self.check_limits(&spec)?;
-            spec.sync.check(spec.mode, spec.mapping.rules(), self.limits.sync_interval)?;
-            check_against_others(&configuration, id, &spec)?;
-            if old.is_none_or(|old| old.provider != spec.provider) {
-                self.credentials.check(tenant, &spec.provider).await?;
-            }
-            if consent.covered == Covered::Refused && old.is_none_or(|old| old.mapping != spec.mapping) {
-                self.check_covered(tenant, &spec.mapping, old.map(|old| &old.mapping)).await?;
-            }
-
-            let now = self.clock.now();
-            let generation = configuration.generation + 1;
-            let record = BackendRecord {
-                id: id.clone(),
-                spec,
-                generation,
-                created: before.map_or(now, |(record, _)| record.created),
-                updated: now,
-            };
-            let key = Key::new(tenant, Space::Backend, id.as_str());
-            let tx = self.next_generation(&configuration).put(key.clone(), self.records.seal(&key, &record));
-            let change = Reconfiguration {
-                before: old,
-                after: Some(&record.spec),
-                leaving: Leaving::Detached,
-                losing: consent.losing,
-            };
-            let at = LeaseKey { tenant: tenant.clone(), backend: id.clone() };
-            let tx = self.syncs.reconfigure(tx, &at, generation, &change).await?;
-            let mut row =
-                AuditRow::new(allowed.caller(), origin, Action::BackendWrite, record.spec.name.as_str(), now);
+            let Planned { record, tx, .. } = self.plan(allowed, id, consent, &decide).await?;
+            let mut row = AuditRow::new(
+                allowed.caller(),
+                origin,
+                Action::BackendWrite,
+                record.spec.name.as_str(),
+                record.updated,
+            );
             row.backend = Some(id.to_string());
             if let Some(revision) = settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
                 self.syncs.nudge();
@@ -179,6 +182,74 @@ impl Federation {
             }
         }
         Err(contended())
+    }
+
+    /// Decides a change and checks everything about it; nothing has happened yet.
+    pub(super) async fn plan(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        id: &BackendId,
+        consent: Consent,
+        decide: impl Fn(Option<&(BackendRecord, RowVersion)>) -> Result<BackendSpec, Error>,
+    ) -> Result<Planned, Error> {
+        let tenant = allowed.tenant();
+        let configuration = self.configurations.of(tenant).await?;
+        let before = configuration.backend(id).ok();
+        let mut spec = decide(before)?;
+        let old = before.map(|(record, _)| &record.spec);
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|_| Error::internal())?;
+        spec.provider = spec.provider.with_external_id(old.map(|old| &old.provider), random)?;
+        spec.authorize_change(old, allowed.caller())?;
+        self.check_spec(&configuration, id, &spec)?;
+        if old.is_none_or(|old| old.provider != spec.provider) {
+            self.check_egress(&spec).await?;
+            self.credentials.check(tenant, &spec.provider).await?;
+        }
+        if consent.covered == Covered::Refused && old.is_none_or(|old| old.mapping != spec.mapping) {
+            self.check_covered(tenant, &spec.mapping, old.map(|old| &old.mapping)).await?;
+        }
+
+        let now = self.clock.now();
+        let generation = configuration.generation + 1;
+        // Nothing that was obtained for another store or login is good for this one.
+        let login_generation = match before {
+            Some((record, _)) if record.spec.provider == spec.provider => record.login_generation,
+            _ => generation,
+        };
+        let record = BackendRecord {
+            id: id.clone(),
+            spec,
+            generation,
+            login_generation,
+            created: before.map_or(now, |(record, _)| record.created),
+            updated: now,
+        };
+        let key = Key::new(tenant, Space::Backend, id.as_str());
+        let tx = self.next_generation(&configuration).put(key.clone(), self.records.seal(&key, &record));
+        let change = Reconfiguration {
+            before: old,
+            after: Some(&record.spec),
+            leaving: Leaving::Detached,
+            losing: consent.losing,
+        };
+        let at = LeaseKey { tenant: tenant.clone(), backend: id.clone() };
+        let tx = self.syncs.reconfigure(tx, &at, generation, &change).await?;
+        let before = before.cloned();
+        Ok(Planned { record, before, tx })
+    }
+
+    /// The rules of a configuration by itself, and beside the others of its tenant.
+    pub(super) fn check_spec(
+        &self,
+        configuration: &Configuration,
+        id: &BackendId,
+        spec: &BackendSpec,
+    ) -> Result<(), Error> {
+        self.limits.check(&spec.provider)?;
+        spec.provider.kind().naming().check(&spec.mapping)?;
+        spec.sync.check(spec.mode, spec.mapping.rules(), self.limits.sync_interval)?;
+        check_against_others(configuration, id, spec)
     }
 
     /// Deletes a backend's configuration; what is in the remote store stays as it is. Its copies become ordinary local
@@ -233,17 +304,17 @@ impl Federation {
             .put(anchor.clone(), self.records.seal(&anchor, &next))
     }
 
-    fn check_limits(&self, spec: &BackendSpec) -> Result<(), Error> {
-        let target = spec.provider.target();
-        if !target.endpoint().is_https() && !self.limits.plaintext {
-            return Err(Error::field(Reason::InvalidConfig, "/config/endpoint", "must be https")
-                .next("use TLS, or start the control plane with --allow-plaintext-backends"));
-        }
-        if !target.tls_verify() && !self.limits.unverified_tls {
-            let detail = "may only be false if the operator allows it";
-            return Err(Error::field(Reason::InvalidConfig, "/config/tls_verify", detail).next(
-                "give the server's CA as `ca_cert`, or start the control plane with --allow-unverified-tls",
-            ));
+    /// Refuses an endpoint that could not be connected to anyway. Asked after the rights: it looks names up.
+    pub(super) async fn check_egress(&self, spec: &BackendSpec) -> Result<(), Error> {
+        for (field, endpoint) in spec.provider.endpoints() {
+            let Err(error) = self.limits.egress.check_resolved(&endpoint).await else { continue };
+            let BackendError::EndpointRefused(what) = &error else { return Err(error.into()) };
+            let detail = format!("is, or leads to, {what}, which the operator does not allow");
+            let refused = Error::field(Reason::InvalidConfig, format!("/config/{field}"), detail);
+            return Err(match error.hint() {
+                Some(hint) => refused.next(hint),
+                None => refused,
+            });
         }
         Ok(())
     }
@@ -265,7 +336,7 @@ impl Federation {
                 self.records.scan_all::<SecretHead>(&Owner::from(tenant), Space::Secret, &prefix).await?
             {
                 let Ok(path) = SecretPath::check(&name) else { continue };
-                let hidden_already = before.is_some_and(|before| before.forward(&path).is_some());
+                let hidden_already = before.is_some_and(|before| before.owner(&path).is_some());
                 if rule.pattern.matches(&path) && !hidden_already {
                     covered.insert(name);
                 }
@@ -281,6 +352,24 @@ impl Federation {
         Err(Error::field(Reason::LocalSecretsCovered, "/path_mapping", detail)
             .next("move them, narrow the mapping, or send `\"adopt\": true` to hide them"))
     }
+}
+
+/// The id of a backend that is to be.
+pub(super) fn new_id() -> Result<BackendId, Error> {
+    let mut random = [0; 10];
+    getrandom::fill(&mut random).map_err(|_| Error::internal())?;
+    Ok(BackendId::from_random(random))
+}
+
+/// What `edit` makes of the configuration that is there.
+pub(super) fn edited(
+    before: Option<&(BackendRecord, RowVersion)>,
+    expected: Option<RowVersion>,
+    edit: impl Fn(&BackendSpec) -> Result<BackendSpec, Error>,
+) -> Result<BackendSpec, Error> {
+    let (record, version) = before.ok_or_else(gone)?;
+    check_version(*version, expected)?;
+    edit(&record.spec)
 }
 
 /// Whether `caller` may delete every path of a backend.
@@ -318,25 +407,30 @@ fn check_against_others(
             return Err(Error::field(Reason::MappingOverlap, "/path_mapping", detail)
                 .next("make one of them narrower"));
         }
-        if other.spec.mapping.forward(spec.provider.credentials()).is_some() {
-            return Err(cycle(&format!("the backend `{}`", other.spec.name)));
+        if captures(&other.spec.mapping, &spec.provider) {
+            return Err(cycle(&spec.provider, &format!("the backend `{}`", other.spec.name)));
         }
-        if spec.mapping.forward(other.spec.provider.credentials()).is_some() {
+        if captures(&spec.mapping, &other.spec.provider) {
             let detail = format!("would capture the credential of the backend `{}`", other.spec.name);
             return Err(Error::field(Reason::CredentialCycle, "/path_mapping", detail)
                 .next("credentials live in local paths; narrow the mapping"));
         }
     }
-    if spec.mapping.forward(spec.provider.credentials()).is_some() {
-        return Err(cycle("this backend's own mapping"));
+    if captures(&spec.mapping, &spec.provider) {
+        return Err(cycle(&spec.provider, "this backend's own mapping"));
     }
     Ok(())
 }
 
-fn cycle(owner: &str) -> Error {
+/// Whether the credential of a backend lies where a mapping rules.
+fn captures(mapping: &PathMapping, provider: &Provider) -> bool {
+    provider.credentials().is_some_and(|credentials| mapping.owner(credentials).is_some())
+}
+
+fn cycle(provider: &Provider, owner: &str) -> Error {
     Error::field(
         Reason::CredentialCycle,
-        "/config/auth_config_path",
+        format!("/config/{}", provider.credentials_field()),
         format!("the credential's path is federated by {owner}"),
     )
     .next("store the credential at a local path")
@@ -352,4 +446,33 @@ fn check_version(current: RowVersion, expected: Option<RowVersion>) -> Result<()
 
 fn gone() -> Error {
     Error::new(Reason::NotFound, "no backend has this id").next("list the backends to see their ids")
+}
+
+#[cfg(test)]
+mod tests {
+    use scaivault_domain::backend::{
+        Endpoint, ListedHosts, OwnIdentity, Tls, VaultLogin, VaultMethod, VaultTarget,
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_identity_of_ours_goes_without_tls_only_where_host_and_operator_allow_it() {
+        let shown = |url: &str, verify: bool| {
+            let target = VaultTarget::at(Endpoint::parse("endpoint", url).unwrap());
+            let target = VaultTarget { tls: Tls { verify, ..Tls::default() }, ..target };
+            let method = VaultMethod::Kubernetes { role: "r".into(), credentials: None };
+            Provider::HashicorpVault { target, login: VaultLogin { mount: "kubernetes".into(), method } }
+        };
+        let strict = Limits::default();
+        let lax = Limits { plaintext: true, unverified_tls: true, ..Limits::default() };
+        let listed = ListedHosts::parse(["vault.internal"]).unwrap();
+        for provider in [shown("http://vault.internal", true), shown("https://vault.internal", false)] {
+            let is_listed =
+                |hosts: &ListedHosts| provider.check_own_identity(OwnIdentity::ALL, hosts).is_ok();
+            assert!(is_listed(&listed) && lax.check(&provider).is_ok());
+            assert!(strict.check(&provider).is_err(), "the host is listed, but the operator's switch is off");
+            assert!(!is_listed(&ListedHosts::default()), "the switch is on, but the host is not listed");
+        }
+    }
 }

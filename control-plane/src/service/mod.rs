@@ -6,6 +6,7 @@ pub mod nodes;
 pub mod policies;
 pub mod secrets;
 pub mod tenants;
+pub mod testing;
 pub mod tokens;
 
 use scaivault_domain::{Error, Reason};

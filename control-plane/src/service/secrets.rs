@@ -156,6 +156,7 @@ impl Secrets {
         }
         let found = match &route {
             Route::Local => local(&self.records, tenant, path, wanted.version).await?,
+            Route::Unrepresentable { backend } => return Err(Error::unrepresentable(&backend.name)),
             Route::Proxied { backend, name } => {
                 row.remote_name = Some(name.as_str().into());
                 self.proxied(tenant, backend, name, &wanted).await?
@@ -206,7 +207,7 @@ impl Secrets {
             kind: secret.kind,
             value: secret.value.clone(),
             content_type: secret.content_type.to_string(),
-            metadata: secret.metadata.clone(),
+            metadata: secret.metadata.clone().unwrap_or_default(),
             source: Source::Proxy,
             remote_version: secret.remote_version.clone(),
             created: secret.created,
@@ -286,6 +287,7 @@ impl Secrets {
         row.backend = route.backend().map(|backend| backend.id.to_string());
         let copied = match &route {
             Route::Synced { .. } => self.copies.find(tenant, path, &route).await?.is_ok(),
+            Route::Unrepresentable { backend } => return Err(Error::unrepresentable(&backend.name)),
             Route::Local | Route::Proxied { .. } => false,
         };
         if let Route::Proxied { backend, name } | Route::Synced { backend, name, .. } = &route
@@ -546,7 +548,7 @@ impl Secrets {
         Ok(head.state == State::Active
             && match configuration.route(&path) {
                 Route::Local => true,
-                Route::Proxied { .. } => false,
+                Route::Proxied { .. } | Route::Unrepresentable { .. } => false,
                 Route::Synced { backend, .. } => backend.enabled && head.copy_of(&backend.id).is_some(),
             })
     }
@@ -567,9 +569,9 @@ impl Secrets {
         let configuration = self.configurations.of(tenant).await?;
         match configuration.route(path) {
             Route::Local => Ok(configuration.anchor),
-            Route::Proxied { backend, .. } | Route::Synced { backend, .. } => {
-                Err(Error::federated_read_only(&backend.name))
-            }
+            Route::Proxied { backend, .. }
+            | Route::Synced { backend, .. }
+            | Route::Unrepresentable { backend } => Err(Error::federated_read_only(&backend.name)),
         }
     }
 
@@ -595,7 +597,7 @@ impl Secrets {
 /// Whether a listed name is a folder, or a path of one of these rules.
 fn is_of(backend: &BackendView, rules: &[usize], name: &str) -> bool {
     let Ok(path) = SecretPath::check(name) else { return true };
-    backend.mapping.forward(&path).is_some_and(|(rule, _)| rules.contains(&rule))
+    backend.mapping.owner(&path).is_some_and(|rule| rules.contains(&rule))
 }
 
 fn is_visible(allowed: &Authorized<List, Folder>, name: &str) -> bool {

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use scaivault_domain::access::{Administer, Authorized, Scope};
 use scaivault_domain::audit::{Action, AuditRow, Origin};
+use scaivault_domain::backend::OwnIdentity;
 use scaivault_domain::secret::State;
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::Clock;
 use scaivault_domain::{Error, Reason};
 
-use super::{Committed, Page, PageRequest, contended, settle};
+use super::{ATTEMPTS, Committed, Page, PageRequest, contended, settle};
 use crate::audit::Audit;
 use crate::model::{AccessorRecord, SecretHead, TenantRecord, TokenRecord};
 use crate::store::{Depth, Key, Owner, Records, Space, StoreError, Tx};
@@ -25,6 +26,45 @@ pub struct Tenants {
 /// The key of a tenant.
 pub fn tenant_key(id: &TenantId) -> Key {
     Key::installation(Space::Tenant, id.as_str())
+}
+
+/// What a change of a tenant says; `None` leaves a field as it is.
+#[derive(Clone, Debug, Default)]
+pub struct TenantChange {
+    /// For people.
+    pub display_name: Option<String>,
+    /// All that the tenant may use from now on.
+    pub identities: Option<Vec<OwnIdentity>>,
+}
+
+impl TenantChange {
+    fn applied_to(self, before: TenantRecord) -> TenantRecord {
+        TenantRecord {
+            display_name: self.display_name.unwrap_or(before.display_name),
+            identities: self.identities.unwrap_or(before.identities),
+            ..before
+        }
+    }
+}
+
+fn check_display_name(name: &str) -> Result<(), Error> {
+    if name.len() > 128 || name.chars().any(char::is_control) {
+        return Err(Error::invalid("/display_name", "has at most 128 bytes and no control characters"));
+    }
+    Ok(())
+}
+
+/// What the row of a change tells that it changed: the tenant, and which identities it may use now, if that is another.
+fn changed(granted: &[OwnIdentity], after: &TenantRecord) -> String {
+    if granted == after.identities {
+        return after.id.to_string();
+    }
+    let names: Vec<_> = after.identities.iter().map(|identity| identity.as_str()).collect();
+    format!("{}/identities={}", after.id, names.join(","))
+}
+
+fn unknown() -> Error {
+    Error::new(Reason::NotFound, "no tenant has this id").next("list the tenants to see their ids")
 }
 
 impl Tenants {
@@ -43,19 +83,48 @@ impl Tenants {
         origin: &Origin,
         id: TenantId,
         display_name: String,
+        identities: Vec<OwnIdentity>,
     ) -> Result<Committed<TenantRecord>, Error> {
-        if display_name.len() > 128 || display_name.chars().any(char::is_control) {
-            return Err(Error::invalid("/display_name", "has at most 128 bytes and no control characters"));
-        }
+        check_display_name(&display_name)?;
         let now = self.clock.now();
-        let record = TenantRecord { id, display_name, created: now };
+        let record = TenantRecord { id, display_name, identities, created: now };
         let key = tenant_key(&record.id);
-        let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, record.id.as_str(), now);
+        let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, changed(&[], &record), now);
         let tx = Tx::new().expect_absent(key.clone()).put(key.clone(), self.records.seal(&key, &record));
         match settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
             Some(revision) => Ok(Committed { value: record, revision }),
             None => Err(Error::field(Reason::AlreadyExists, "/id", "a tenant of this id exists")),
         }
+    }
+
+    /// Changes a tenant. An identity that is taken away is not shown again; what was logged in with it ends by itself.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn update(
+        &self,
+        allowed: &Authorized<Administer, Scope>,
+        origin: &Origin,
+        id: &TenantId,
+        change: TenantChange,
+    ) -> Result<Committed<TenantRecord>, Error> {
+        if let Some(name) = &change.display_name {
+            check_display_name(name)?;
+        }
+        let key = tenant_key(id);
+        for _ in 0..ATTEMPTS {
+            let (before, version) = self.records.get::<TenantRecord>(&key).await?.ok_or_else(unknown)?;
+            let granted = before.identities.clone();
+            let record = change.clone().applied_to(before);
+            let what = changed(&granted, &record);
+            let row = AuditRow::new(allowed.caller(), origin, Action::TenantWrite, what, self.clock.now());
+            let tx =
+                Tx::new().expect(key.clone(), version).put(key.clone(), self.records.seal(&key, &record));
+            if let Some(revision) = settle(self.records.store().commit(self.audit.stage(tx, &row)).await)? {
+                return Ok(Committed { value: record, revision });
+            }
+        }
+        Err(contended())
     }
 
     /// The tenants in the order of their ids.
@@ -109,9 +178,7 @@ impl Tenants {
         id: &TenantId,
     ) -> Result<Committed<()>, Error> {
         let key = tenant_key(id);
-        let (_, version) = self.records.get::<TenantRecord>(&key).await?.ok_or_else(|| {
-            Error::new(Reason::NotFound, "no tenant has this id").next("list the tenants to see their ids")
-        })?;
+        let (_, version) = self.records.get::<TenantRecord>(&key).await?.ok_or_else(unknown)?;
         if let Some(what) = self.used_by(id).await? {
             return Err(
                 Error::new(Reason::InUse, format!("the tenant still has {what}")).next("delete them first")
@@ -173,5 +240,33 @@ impl Tenants {
             let tx = rows.iter().fold(Tx::new(), |tx, row| tx.delete(Key::new(id, space, row.name())));
             settle(self.records.store().commit(tx).await)?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scaivault_domain::time::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn the_row_of_a_grant_tells_what_is_granted_now() {
+        let told = |granted: &[OwnIdentity], identities: Option<&[OwnIdentity]>| {
+            let before = TenantRecord {
+                id: TenantId::parse("acme").unwrap(),
+                display_name: String::new(),
+                identities: granted.to_vec(),
+                created: Timestamp::default(),
+            };
+            let change = TenantChange {
+                display_name: Some("Acme".into()),
+                identities: identities.map(<[OwnIdentity]>::to_vec),
+            };
+            changed(granted, &change.applied_to(before))
+        };
+        let (aws, both) = ([OwnIdentity::Aws], [OwnIdentity::Aws, OwnIdentity::Gcp]);
+        assert_eq!(told(&aws, Some(&both)), "acme/identities=aws,gcp");
+        assert_eq!(told(&aws, Some(&[])), "acme/identities=", "they are taken away");
+        assert_eq!([told(&aws, None), told(&aws, Some(&aws))], ["acme", "acme"]);
     }
 }

@@ -1,11 +1,12 @@
 //! One path: what the backend says of it, what is decided, and the commit.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use scaivault_backends::background::{Background, Failed};
-use scaivault_backends::{BackendError, RemoteSecret};
+use scaivault_backends::{BackendError, RemoteSecret, RemoteVersion};
 use scaivault_domain::audit::{Action, AuditRow};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::RemoteName;
@@ -128,18 +129,30 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    /// Reads the path and does what there is to do.
+    /// Reads the path and does what there is to do. `listed` is the custom metadata, where a listing tells it and a
+    /// read does not.
     pub(super) async fn read(
         &self,
         at: &At<'_>,
         backend: &Background<OwnLeases>,
+        listed: Option<&Metadata>,
         mandate: Mandate<'_>,
         deleting: Deleting,
     ) -> Result<Applied, Stopped> {
         let head = self.head(at).await?;
         let base = head.as_ref().and_then(|(head, _)| head.copy_of(&at.backend.id));
         let asked = self.clock.now();
-        let observed = observe(at, backend, base).await;
+        let mut observed = observe(at, backend, base).await;
+        if let Observed::Value { secret, .. } = &mut observed
+            && secret.metadata.is_none()
+        {
+            secret.metadata = match (listed, &head) {
+                (Some(listed), _) => Some(listed.clone()),
+                // Nobody said that it changed.
+                (None, Some((head, _))) => self.metadata(at, head.current).await?,
+                (None, None) => None,
+            };
+        }
         self.settle(at, Some(head), &observed, asked, mandate, deleting).await
     }
 
@@ -275,6 +288,11 @@ impl Desk {
         Ok(Value::New)
     }
 
+    async fn metadata(&self, at: &At<'_>, version: Version) -> Result<Option<Metadata>, StoreError> {
+        let key = version_key(at.tenant, at.path.as_str(), version);
+        Ok(self.records.get_secret::<SecretVersionHead>(&key).await?.map(|(entry, _)| entry.metadata))
+    }
+
     async fn head(&self, at: &At<'_>) -> Result<Option<(SecretHead, RowVersion)>, StoreError> {
         self.records.get(&secret_key(at.tenant, at.path)).await
     }
@@ -348,7 +366,7 @@ impl Draft<'_> {
             version,
             kind: secret.kind,
             content_type: secret.content_type.to_string(),
-            metadata: keep_within_limits(secret.metadata.clone()),
+            metadata: keep_within_limits(secret.metadata.clone().unwrap_or_default()),
             state: State::Active,
             created: secret.created.unwrap_or(now),
             deleted: None,
@@ -371,7 +389,7 @@ impl Draft<'_> {
         mandate: Mandate<'_>,
     ) -> Result<Option<ChangeOfPath>, StoreError> {
         let (head, mut entry, value) = self.current().await?;
-        let metadata = keep_within_limits(secret.metadata.clone());
+        let metadata = keep_within_limits(secret.metadata.clone().unwrap_or_default());
         let same = entry.metadata == metadata && head.state == State::Active;
         let mut tx = Tx::new();
         let mut changed = head.changed;
@@ -541,30 +559,40 @@ impl Observed {
             BackendError::NotActive(state) => Observed::Inactive(state),
             BackendError::Forbidden => Observed::Unreadable(SkipReason::Forbidden, String::new()),
             BackendError::TooLarge => Observed::Unreadable(SkipReason::TooLarge, String::new()),
+            BackendError::Checksum => Observed::Unreadable(SkipReason::Checksum, String::new()),
             BackendError::Unrepresentable => Observed::Unreadable(SkipReason::Charset, String::new()),
-            // Not one path's fault: the others would fail in the same way.
-            BackendError::Unreachable(_)
-            | BackendError::Timeout
-            | BackendError::Server { .. }
-            | BackendError::Open { .. }
-            | BackendError::Throttled { .. }
-            | BackendError::Busy
-            | BackendError::LoginExpired => Observed::Down(failed.shown.message.to_string()),
+            _ if is_down(&failed.cause) => Observed::Down(failed.shown.message.to_string()),
             _ => Observed::Failed(failed.shown.message.to_string()),
         }
     }
 }
 
-/// The versions between the agreed one and `secret`, or the last few of a secret that is new here. Only where the store
-/// counts its versions, so that it is known which ones those are.
+/// Whether it is not one path's fault: the others would fail in the same way.
+fn is_down(cause: &BackendError) -> bool {
+    matches!(
+        cause,
+        BackendError::Unreachable(_)
+            | BackendError::Timeout
+            | BackendError::Server { .. }
+            | BackendError::Open { .. }
+            | BackendError::Throttled { .. }
+            | BackendError::Busy
+            | BackendError::EndpointRefused(_)
+            | BackendError::LoginExpired
+    )
+}
+
+/// The versions between the agreed one and `secret`, or the last few of a secret that is new here.
 async fn past(
     at: &At<'_>,
     backend: &Background<OwnLeases>,
     base: Option<&Base>,
     secret: &RemoteSecret,
 ) -> Result<Vec<Past>, Failed> {
-    let Ok(current) = secret.remote_version.parse::<u64>() else { return Ok(Vec::new()) };
     let base = base.filter(|base| base.remote_name == at.name.as_str());
+    let Ok(current) = secret.remote_version.parse::<u64>() else {
+        return uncounted_past(at, backend, base, secret).await;
+    };
     // A version that is brought back is one that is known; a lower one is of another secret of this name.
     let known =
         base.and_then(|base| base.remote_version.parse::<u64>().ok()).filter(|known| *known <= current);
@@ -574,32 +602,85 @@ async fn past(
     if first >= current {
         return Ok(Vec::new());
     }
-    let history = match backend.history(at.name).await {
-        // Its value is open to us and its history is not.
-        Err(Failed { cause: BackendError::Forbidden, .. }) => return Ok(Vec::new()),
-        history => history?,
+    let history = history(at, backend).await?;
+    let is_past = |line: &RemoteVersion| {
+        line.remote_version.parse::<u64>().is_ok_and(|version| (first..current).contains(&version))
     };
+    bring_along(at, backend, history.into_iter().filter(is_past)).await
+}
+
+/// The same of a store that names its versions without counting them; its history is in order.
+async fn uncounted_past(
+    at: &At<'_>,
+    backend: &Background<OwnLeases>,
+    base: Option<&Base>,
+    secret: &RemoteSecret,
+) -> Result<Vec<Past>, Failed> {
+    let most = at.backend.sync.history_depth as usize - 1;
+    if most == 0 || secret.remote_version.is_empty() {
+        return Ok(Vec::new());
+    }
+    let agreed = base.map(|base| base.remote_version.as_str());
+    if agreed == Some(secret.remote_version.as_str()) {
+        return Ok(Vec::new());
+    }
+    let history = history(at, backend).await?;
+    let between = between(&history, agreed, &secret.remote_version, most);
+    bring_along(at, backend, history.into_iter().take(between.end).skip(between.start)).await
+}
+
+/// Where in a history, which is in order, the versions stand that came after the agreed one and before `current`; the
+/// last `most` of them.
+fn between(history: &[RemoteVersion], agreed: Option<&str>, current: &str, most: usize) -> Range<usize> {
+    let place = |version: &str| history.iter().position(|line| line.remote_version == version);
+    let Some(current) = place(current) else { return 0..0 };
+    let first = agreed.and_then(place).map_or(0, |agreed| agreed + 1).max(current.saturating_sub(most));
+    // What is agreed may stand behind: of two that are equally old, either does. Then nothing is between them.
+    first.min(current)..current
+}
+
+/// The versions that the backend tells of; none, if it does not tell us. What is wrong with a history is nothing wrong
+/// with the current value, which was read. An outage is told, for afterwards the history can be had.
+async fn history(at: &At<'_>, backend: &Background<OwnLeases>) -> Result<Vec<RemoteVersion>, Failed> {
+    match backend.history(at.name).await {
+        Err(failed) if !is_down(&failed.cause) => Ok(Vec::new()),
+        history => history,
+    }
+}
+
+async fn bring_along(
+    at: &At<'_>,
+    backend: &Background<OwnLeases>,
+    history: impl Iterator<Item = RemoteVersion>,
+) -> Result<Vec<Past>, Failed> {
     let mut past = Vec::new();
     for line in history {
-        if !line.remote_version.parse::<u64>().is_ok_and(|version| (first..current).contains(&version)) {
-            continue;
-        }
         let (state, secret) = match line.state {
             State::Active => match backend.read_version(at.name, &line.remote_version).await {
                 Ok(secret) if secret.kind.check(secret.value.expose()).is_ok() => {
                     (State::Active, Some(secret))
                 }
-                // It went while it was read, or is too large to be kept: what is left is that it was there.
+                // Too large to be kept: what is left is that it was there.
                 Ok(_) => (State::Destroyed, None),
-                Err(Failed { cause: BackendError::NotActive(state), .. }) => (state, None),
-                Err(Failed { cause: BackendError::NotFound, .. }) => (State::Destroyed, None),
-                Err(failed) => return Err(failed),
+                Err(failed) if is_down(&failed.cause) => return Err(failed),
+                Err(failed) => (state_without_value(&failed.cause), None),
             },
             state => (state, None),
         };
         past.push(Past { remote_version: line.remote_version, created: line.created, state, secret });
     }
     Ok(past)
+}
+
+/// As what an older version is kept whose value cannot be had.
+fn state_without_value(cause: &BackendError) -> State {
+    match cause {
+        BackendError::NotActive(state) => *state,
+        // It went while it was read, or is too large to be kept.
+        BackendError::NotFound | BackendError::TooLarge => State::Destroyed,
+        // The backend still has it, and keeps it from us.
+        _ => State::Disabled,
+    }
 }
 
 /// Compares single copies with their backends, for readers who want them fresher than the last cycle left them.
@@ -659,7 +740,7 @@ impl Refresher {
             };
             let background = self.connections.background(tenant, backend).map_err(Refused::Error)?;
             let mandate = Mandate::Configuration(configuration.anchor);
-            Ok::<_, Refused>(self.desk.read(&at, &background, mandate, Deleting::Later).await?)
+            Ok::<_, Refused>(self.desk.read(&at, &background, None, mandate, Deleting::Later).await?)
         };
         let too_stale = |why: String| {
             Err(Error::new(Reason::TooStale, format!("the copy is older than was asked for: {why}"))
@@ -730,4 +811,60 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_came_after_the_agreed_version_is_brought_along() {
+        let line = |version: &str| RemoteVersion {
+            remote_version: version.into(),
+            state: State::Active,
+            created: None,
+        };
+        let history = ["a", "b", "c", "d"].map(line);
+        for (agreed, current, most, expected) in [
+            (None, "d", 9, 0..3),
+            (None, "d", 2, 1..3),
+            (Some("a"), "d", 9, 1..3),
+            (Some("a"), "d", 1, 2..3),
+            (Some("c"), "d", 9, 3..3),
+            (Some("forgotten"), "c", 9, 0..2),
+            // Of two that are equally old either may be the later one.
+            (Some("d"), "c", 9, 2..2),
+            (Some("a"), "unlisted", 9, 0..0),
+        ] {
+            assert_eq!(between(&history, agreed, current, most), expected, "{agreed:?} {current} {most}");
+        }
+    }
+
+    #[test]
+    fn only_an_outage_of_the_history_fails_a_path() {
+        let (pause, gone) = (Duration::from_secs(1), BackendError::NotFound);
+        for outage in [
+            BackendError::Unreachable("down"),
+            BackendError::Timeout,
+            BackendError::Throttled { retry_after: None },
+            BackendError::Server { status: 503 },
+            BackendError::Open { retry_after: pause },
+            BackendError::Busy,
+            BackendError::LoginExpired,
+        ] {
+            assert!(is_down(&outage), "{outage}");
+        }
+        for (of_one, kept_as) in [
+            (gone, State::Destroyed),
+            (BackendError::TooLarge, State::Destroyed),
+            (BackendError::NotActive(State::Expired), State::Expired),
+            (BackendError::Forbidden, State::Disabled),
+            (BackendError::Checksum, State::Disabled),
+            (BackendError::InvalidAnswer("odd"), State::Disabled),
+            (BackendError::Unsupported("versions"), State::Disabled),
+        ] {
+            assert!(!is_down(&of_one), "{of_one}");
+            assert_eq!(state_without_value(&of_one), kept_as, "{of_one}");
+        }
+    }
 }

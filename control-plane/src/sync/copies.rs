@@ -56,6 +56,7 @@ impl Copies {
     ) -> Result<Result<(Stamp, Replica), Absence>, StoreError> {
         match route {
             Route::Proxied { .. } => Ok(Err(Absence::Proxy)),
+            Route::Unrepresentable { .. } => Ok(Err(Absence::NotFound)),
             Route::Local => Ok(self.current(tenant, path, |_| true).await?.ok_or(Absence::NotFound)),
             Route::Synced { backend, name, rule } => {
                 let key = LeaseKey { tenant: tenant.clone(), backend: backend.id.clone() };

@@ -29,7 +29,8 @@ use crate::model::{RuleState, SecretHead, SyncState};
 use crate::store::jobs::Claim;
 use crate::store::{Owner, Space, StoreError};
 
-/// Paths that are read and committed at the same time. The connection lets fewer of them read.
+/// Paths that are read and committed at the same time, or more where one call reads many. The connection lets fewer of
+/// them read.
 const AT_ONCE: usize = 64;
 /// So many failures in a row end a run: each of them was tried again and again.
 const GIVEN_UP: usize = 8;
@@ -108,6 +109,7 @@ impl Cycle<'_> {
         let scope = Scope {
             backend: &self.backend.id,
             mode: self.backend.mode,
+            naming: self.backend.target.kind().naming(),
             mapping: &self.backend.mapping,
             settings: &self.backend.sync,
             rules: self.rules,
@@ -129,9 +131,11 @@ impl Cycle<'_> {
 
     async fn list(&self, backend: &Background<OwnLeases>) -> Result<Listing, Failed> {
         let mut listing = Listing::default();
+        listing.named.extend(self.backend.literal_names(self.rules).map(|(_, name)| name));
         let mut refused = None;
         let mut answered = false;
-        for root in self.roots() {
+        let alone = self.backend.names_told_alone(self.rules).map(Some);
+        for root in self.backend.roots(self.rules).into_iter().chain(alone) {
             let mut survey = backend.survey(root.as_ref());
             loop {
                 match survey.next().await {
@@ -143,6 +147,7 @@ impl Cycle<'_> {
                         self.progress.list(page.secrets.len());
                         listing.names.extend(page.secrets.into_iter().map(|secret| Listed {
                             name: secret.name,
+                            metadata: secret.metadata,
                             token: secret.seen.as_ref().map(|seen| seen.token.clone()),
                             state: secret.seen.map(|seen| seen.state),
                         }));
@@ -160,45 +165,8 @@ impl Cycle<'_> {
         }
         match refused {
             Some(failed) if !answered => Err(failed),
-            _ => {
-                listing.names.extend(self.literals());
-                Ok(listing)
-            }
+            _ => Ok(listing),
         }
-    }
-
-    /// The folders to list, none of them twice or within another.
-    fn roots(&self) -> Vec<Option<RemoteName>> {
-        let literals: BTreeSet<Vec<&str>> = self
-            .rules
-            .iter()
-            .map(|index| &self.backend.mapping.rules()[*index])
-            .filter(|rule| !rule.pattern.is_literal())
-            .map(|rule| rule.template.literal_prefix().collect())
-            .collect();
-        // What stores read into a segment they read into it at the end of a root, too.
-        let within = |inner: &[&str], outer: &[&str]| {
-            inner.len() > outer.len()
-                && inner.starts_with(outer)
-                && !inner[outer.len()..].iter().any(|segment| matches!(*segment, "data" | "metadata"))
-        };
-        literals
-            .iter()
-            .filter(|inner| !literals.iter().any(|outer| !outer.is_empty() && within(inner, outer)))
-            .map(|root| (!root.is_empty()).then(|| RemoteName::new(root.join("/"))))
-            .collect()
-    }
-
-    /// The names of rules without wildcards: nothing has to be listed to know them.
-    fn literals(&self) -> impl Iterator<Item = Listed> {
-        self.rules.iter().filter_map(|index| {
-            let rule = &self.backend.mapping.rules()[*index];
-            rule.pattern.is_literal().then(|| Listed {
-                name: RemoteName::new(rule.template.to_string()),
-                token: None,
-                state: None,
-            })
-        })
     }
 
     /// What our store has at the paths of every synced rule.
@@ -220,8 +188,8 @@ impl Cycle<'_> {
                     let synced = self
                         .backend
                         .mapping
-                        .forward(&path)
-                        .is_some_and(|(rule, _)| self.backend.rule(rule).mode == Mode::Sync);
+                        .owner(&path)
+                        .is_some_and(|rule| self.backend.rule(rule).mode == Mode::Sync);
                     if synced {
                         held.insert(path, Held { secret: Some((head.current, head.state)), base: head.base });
                     }
@@ -286,9 +254,10 @@ impl Cycle<'_> {
         let mut left = steps.iter();
         let mut running = FuturesUnordered::new();
         let mut failures = 0;
+        let at_once = backend.most_reads_at_once().max(AT_ONCE);
         loop {
             // While the backend fails nothing more is begun: each call takes as long to give up as the first.
-            while (running.is_empty() || failures == 0 && running.len() < AT_ONCE)
+            while (running.is_empty() || failures == 0 && running.len() < at_once)
                 && let Some(step) = left.next()
             {
                 running.push(self.step(step, backend, deleting).boxed());
@@ -333,7 +302,7 @@ impl Cycle<'_> {
         match step.decision {
             Decision::PullState(state) => self.desk.pull_state(&at, state, mandate).await,
             Decision::LocalAhead | Decision::Push | Decision::PushDelete => Ok(Applied::LocalAhead),
-            _ => self.desk.read(&at, backend, mandate, deleting).await,
+            _ => self.desk.read(&at, backend, step.metadata.as_ref(), mandate, deleting).await,
         }
     }
 
@@ -423,7 +392,7 @@ impl Cycle<'_> {
         held: &BTreeMap<SecretPath, Held>,
     ) -> SyncState {
         let in_scope = |path: &SecretPath| {
-            self.backend.mapping.forward(path).is_some_and(|(rule, _)| self.rules.contains(&rule))
+            self.backend.mapping.owner(path).is_some_and(|rule| self.rules.contains(&rule))
         };
         let mut next = self.state.clone();
         next.exceptions.retain(|path, _| !in_scope(path));
@@ -431,7 +400,7 @@ impl Cycle<'_> {
         next.skipped.extend(tally.left_out.clone());
         for path in &tally.unverified {
             let Some(base) = held.get(path).and_then(|held| held.base.as_ref()) else { continue };
-            let rule = self.backend.mapping.forward(path).map(|(rule, _)| rule);
+            let rule = self.backend.mapping.owner(path);
             let cycle = rule.and_then(|rule| self.state.rules.get(self.pattern(rule))).map(|rule| rule.as_of);
             let last = match self.state.exceptions.get(path) {
                 Some(last) => *last,
@@ -546,6 +515,14 @@ fn line(step: &Step, reason: SkipReason, detail: String) -> Skipped {
     Skipped { path: step.path.to_string(), remote_name: step.name.as_str().into(), reason, detail }
 }
 
+/// What happened and what somebody can do about it: a report has one place for both.
+fn told(error: &Error) -> String {
+    match &error.next_step {
+        Some(next) => format!("{}; {next}", error.message),
+        None => error.message.to_string(),
+    }
+}
+
 impl Done {
     pub(super) fn failed(class: &'static str, error: &Error, calls: BTreeMap<&'static str, u64>) -> Done {
         Done {
@@ -556,7 +533,7 @@ impl Done {
             calls,
             held_back: None,
             class: Some(class),
-            message: error.message.to_string(),
+            message: told(error),
             state: None,
         }
     }
@@ -576,5 +553,20 @@ impl Done {
             message: "somebody ended the run".into(),
             state: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scaivault_domain::Reason;
+
+    use super::*;
+
+    #[test]
+    fn a_run_that_failed_tells_what_to_do_where_that_is_known() {
+        let error = Error::new(Reason::BackendForbidden, "the backend forbids it");
+        let message = |error: &Error| Done::failed("forbidden", error, BTreeMap::new()).message;
+        assert_eq!(message(&error), "the backend forbids it");
+        assert_eq!(message(&error.next("allow `list`")), "the backend forbids it; allow `list`");
     }
 }

@@ -87,7 +87,7 @@ pub(super) enum Originals {
 impl EraseJob {
     /// Whether a path is meant.
     pub(super) fn covers(&self, path: &SecretPath) -> bool {
-        self.mapping.forward(path).is_some_and(|(rule, _)| {
+        self.mapping.owner(path).is_some_and(|rule| {
             let mode = self.settings.of(self.mode, &self.mapping.rules()[rule]).mode;
             self.only.is_none_or(|only| only == mode)
         })

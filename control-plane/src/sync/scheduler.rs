@@ -9,8 +9,9 @@ use scaivault_domain::audit::{Action, AuditRow, Origin};
 use scaivault_domain::backend::BackendSpec;
 use scaivault_domain::event::{Event, EventKind};
 use scaivault_domain::lease::LeaseKey;
-use scaivault_domain::mapping::Rule;
+use scaivault_domain::mapping::{Rule, Separator};
 use scaivault_domain::path::SecretPath;
+use scaivault_domain::pattern::{Pattern, Template};
 use scaivault_domain::sync::report::Counts;
 use scaivault_domain::sync::{Deletions, Local, Mode, Outcome, RunId, RunReport, Trigger};
 use scaivault_domain::tenant::BackendName;
@@ -335,9 +336,7 @@ impl Syncs {
         after: &BackendSpec,
     ) -> Result<(), Error> {
         let mode = |spec: &BackendSpec, path: &SecretPath| {
-            spec.mapping
-                .forward(path)
-                .map(|(rule, _)| spec.sync.of(spec.mode, &spec.mapping.rules()[rule]).mode)
+            spec.mapping.owner(path).map(|rule| spec.sync.of(spec.mode, &spec.mapping.rules()[rule]).mode)
         };
         if !before.is_synced() || before.mapping == after.mapping && before.mode == after.mode {
             return Ok(());
@@ -408,18 +407,6 @@ fn kept_state(
     let mut kept = state.clone();
     let same_store =
         before.is_some_and(|before| before.provider.target().is_same_store(&after.provider.target()));
-    // What stands before a rule decides which paths are left to it.
-    let leads = |spec: &BackendSpec, pattern: &str| -> Option<Vec<(String, String)>> {
-        let rules = spec.mapping.rules();
-        let synced = |rule: &Rule| spec.sync.of(spec.mode, rule).mode == Mode::Sync;
-        let index = rules.iter().position(|rule| rule.pattern.as_str() == pattern && synced(rule))?;
-        Some(
-            rules[..=index]
-                .iter()
-                .map(|rule| (rule.pattern.to_string(), rule.template.to_string()))
-                .collect(),
-        )
-    };
     let unchanged = |pattern: &str| {
         same_store && before.is_some_and(|before| leads(before, pattern) == leads(after, pattern))
     };
@@ -439,8 +426,21 @@ fn kept_state(
     if kept.rules.len() != state.rules.len() {
         kept.skipped.clear();
     }
-    kept.exceptions.retain(|path, _| after.mapping.forward(path).is_some());
+    kept.exceptions.retain(|path, _| after.mapping.owner(path).is_some());
     kept
+}
+
+/// What decides which names the paths of a synced rule have: the rule, and those before it, for they decide which paths
+/// are left to it.
+fn leads<'s>(
+    spec: &'s BackendSpec,
+    pattern: &str,
+) -> Option<Vec<(&'s Pattern, &'s Template, Option<&'s Separator>)>> {
+    let rules = spec.mapping.rules();
+    let synced = |rule: &Rule| spec.sync.of(spec.mode, rule).mode == Mode::Sync;
+    let index = rules.iter().position(|rule| rule.pattern.as_str() == pattern && synced(rule))?;
+    let lead = |rule: &'s Rule| (&rule.pattern, &rule.template, rule.separator.as_ref());
+    Some(rules[..=index].iter().map(lead).collect())
 }
 
 fn begun(key: &LeaseKey, run_id: RunId, trigger: Trigger, started: Timestamp) -> RunReport {
@@ -624,7 +624,7 @@ impl Scheduler {
             progress: &active.progress,
             cancel: &active.cancel,
         };
-        let kind = backend.target.kind();
+        let kind = backend.target.kind().as_str();
         let outcome = |done: &Option<Result<Done, Stopped>>| match done {
             Some(Ok(done)) => done.outcome.as_str(),
             Some(Err(_)) | None => "ended",
@@ -705,7 +705,7 @@ impl Scheduler {
         tx = runs.put_lines(tx, key, &run, Lines::Failed, &done.failed);
         tx = tx.put(event_at.clone(), records.seal(&event_at, &event));
         commit(records, jobs.finish(tx, claim, Some((due, &job)))).await?;
-        let metrics = self.sync.metrics_of(key, metrics, backend.target.kind());
+        let metrics = self.sync.metrics_of(key, metrics, backend.target.kind().as_str());
         metrics.sync_run(done.outcome.as_str(), took);
         if matches!(done.outcome, Outcome::Complete | Outcome::Partial) {
             metrics.sync_succeeded(now);
@@ -771,5 +771,49 @@ fn event(key: &LeaseKey, name: &BackendName, report: &RunReport, now: Timestamp)
         backend: key.backend.clone(),
         backend_name: name.clone(),
         kind,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scaivault_domain::backend::{GcpLogin, GcpTarget, ProjectId, Provider, Tls};
+    use scaivault_domain::mapping::{GivenRule, PathMapping};
+    use scaivault_domain::sync::SyncSettings;
+
+    use super::*;
+    use crate::model::RuleState;
+
+    fn joined_by(separator: &str) -> BackendSpec {
+        let target = GcpTarget {
+            project: ProjectId::parse("acme-prod").expect("a project"),
+            location: None,
+            endpoint: None,
+            tls: Tls::default(),
+        };
+        let rule = GivenRule { pattern: "e/**", template: "**", separator, ..GivenRule::default() };
+        BackendSpec {
+            name: BackendName::parse("prod").expect("a name"),
+            provider: Provider::GoogleSecretManager { target, login: GcpLogin::WorkloadIdentity },
+            mapping: PathMapping::parse_rules([rule]).expect("a mapping"),
+            mode: Mode::Sync,
+            sync: SyncSettings::default(),
+            enabled: true,
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_rule_whose_separator_changed() {
+        let (begin, now) = (Timestamp::from_millis(1), Timestamp::from_millis(2));
+        let state = SyncState {
+            rules: [("e/**".to_owned(), RuleState { as_of: begin, reread: begin })].into(),
+            since: [("e/**".to_owned(), begin)].into(),
+            ..SyncState::default()
+        };
+        let before = joined_by("--");
+        let same = kept_state(&state, Some(&before), &joined_by("--"), now);
+        assert_eq!((same.rules, same.since), (state.rules.clone(), state.since.clone()));
+        let changed = kept_state(&state, Some(&before), &joined_by("__"), now);
+        assert_eq!((changed.rules.len(), changed.since["e/**"]), (0, now));
     }
 }

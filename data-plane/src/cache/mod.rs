@@ -51,6 +51,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use scaivault_domain::backend::BackendId;
 use scaivault_domain::replica::{Freshness, KeyHash, Replica, SecretKey, Stamp};
+use scaivault_domain::secret::State;
 use scaivault_domain::tenant::TenantId;
 use scaivault_domain::time::{Clock, Timestamp};
 use scaivault_domain::token::TokenHash;
@@ -333,6 +334,10 @@ impl Cache {
                     let hash = key.hash();
                     let old = fresh.get(&hash).copied().or_else(|| self.entry(hash));
                     if old.is_none_or(|old| old.stamp.revision <= stamp.revision) {
+                        if replica.state != State::Active {
+                            // A deletion comes as a state: what it takes away must not come back either.
+                            flush = Flush::Now;
+                        }
                         let entry = self.new_secret(&mut writer, &key, stamp, &replica, &mut rows);
                         if let Some(replaced) = fresh.insert(hash, entry) {
                             replaced.erase(&mut erased);

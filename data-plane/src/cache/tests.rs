@@ -261,6 +261,21 @@ fn what_was_removed_stays_removed_if_the_process_dies() {
 }
 
 #[test]
+fn what_was_deleted_stays_deleted_if_the_process_dies() {
+    let node = Node::new();
+    let cache = node.open().cache;
+    cache.apply(vec![Write::Marks(marks("e1")), put(1, 1, b"x")]);
+    // Rare things are on the disk at once, and with them whatever came before.
+    let grant = Zeroizing::new(b"grant".to_vec());
+    cache.apply(vec![Write::Grant(TokenHash::from_bytes([8; 32]), grant)]);
+    let deleted = Replica { state: State::Deleted, value: None, ..replica(b"") };
+    cache.apply(vec![Write::Secret(key(1), Stamp { revision: 2, tag: 2 }, deleted)]);
+    let after = node.copy();
+    let (_, held) = after.open().cache.get(&key(1)).expect("what is known of it");
+    assert!(held.value.is_none(), "{:?}", held.state);
+}
+
+#[test]
 fn readers_never_miss_a_secret_that_is_being_replaced() {
     let node = Node::new();
     let cache = node.open().cache;

@@ -3,6 +3,7 @@
 //!
 //! The stream applies changes here; requests read here and, where something is missing, demand it and wait.
 
+mod budgets;
 mod copies;
 
 use std::collections::HashMap;
@@ -13,9 +14,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use moka::sync::Cache;
 use scaivault_backends::Lease;
+use scaivault_backends::budget::Budget;
 use scaivault_backends::connection::Leases;
 use scaivault_discovery::{Change, Demand, LeaseRefusal, Sink};
 use scaivault_domain::access::Caller;
+use scaivault_domain::backend::Target;
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::replica::{Absence, Replica, SecretKey};
 use scaivault_domain::tenant::TenantId;
@@ -29,6 +32,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
+use self::budgets::Budgets;
 pub use self::copies::{Copies, Reach, Remembered};
 
 /// How long a node that starts with what it held waits for the control plane before it is ready without.
@@ -71,6 +75,7 @@ pub struct Known {
     grants: RwLock<HashMap<TokenHash, Arc<Caller>>>,
     unknown: Cache<TokenHash, ()>,
     leases: RwLock<HashMap<LeaseKey, HeldLease>>,
+    budgets: Budgets,
     demands: mpsc::Sender<Demand>,
     /// Unknown tokens that are being asked for, and by how many requests.
     asking: Mutex<HashMap<TokenHash, usize>>,
@@ -154,6 +159,7 @@ impl Known {
             grants: RwLock::new(remembered.grants.into_iter().collect()),
             unknown: Cache::builder().max_capacity(UNKNOWN).time_to_live(UNKNOWN_FOR).build(),
             leases: RwLock::default(),
+            budgets: Budgets::default(),
             demands,
             asking: Mutex::default(),
             confirmed: Mutex::new(confirmed),
@@ -405,15 +411,22 @@ impl Verifier for Known {
 }
 
 impl Leases for Known {
-    async fn lease(&self, key: &LeaseKey, refused: Option<&str>) -> Result<Arc<Lease>, Error> {
+    async fn lease(
+        &self,
+        key: &LeaseKey,
+        generation: Generation,
+        refused: Option<&str>,
+    ) -> Result<Arc<Lease>, Error> {
         if let Some(id) = refused {
             self.forget_refused(key, id);
         }
         let mut applied = self.applied.subscribe();
         let mut demanded = false;
         loop {
-            match self.held(key, refused) {
+            match self.held(key, generation, refused) {
                 Some(Ok(lease)) => return Ok(lease),
+                // The connection is to what the backend was before.
+                None if self.holds_later(key, generation) => return Err(Error::reconfigured()),
                 Some(Err(error)) if demanded => return Err(error),
                 Some(Err(error)) if !self.may_ask_again(key) => return Err(error),
                 _ => {}
@@ -437,13 +450,24 @@ impl Leases for Known {
             }
         }
     }
+
+    fn budget(&self, key: &LeaseKey, target: &Target) -> Arc<Budget> {
+        self.budgets.of(key, target)
+    }
 }
 
 impl Known {
     /// What is held for `key`, if it can be used.
-    fn held(&self, key: &LeaseKey, refused: Option<&str>) -> Option<Result<Arc<Lease>, Error>> {
+    fn held(
+        &self,
+        key: &LeaseKey,
+        generation: Generation,
+        refused: Option<&str>,
+    ) -> Option<Result<Arc<Lease>, Error>> {
         let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
         match leases.get(key)? {
+            // The right one is on its way; this one must not go there.
+            HeldLease::Held(lease) if lease.login_generation != generation => None,
             HeldLease::Held(lease)
                 if refused != Some(lease.id.as_str())
                     && lease.expires_at.is_none_or(|end| end > Instant::now()) =>
@@ -459,6 +483,11 @@ impl Known {
                 Some(Err(error))
             }
         }
+    }
+
+    fn holds_later(&self, key: &LeaseKey, generation: Generation) -> bool {
+        let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
+        matches!(leases.get(key), Some(HeldLease::Held(lease)) if lease.login_generation > generation)
     }
 
     fn may_ask_again(&self, key: &LeaseKey) -> bool {
@@ -486,6 +515,7 @@ impl Known {
             key.tenant != *tenant
                 || mounts.backends().iter().any(|backend| backend.id == key.backend && backend.enabled)
         };
+        self.budgets.retain(used);
         for (key, _) in leases.extract_if(|key, _| !used(key)) {
             // A full channel costs a demand that stays open, nothing more.
             let _ = self.demands.try_send(Demand::DropLease(key));
@@ -533,8 +563,10 @@ impl Known {
                 let _ = self.demands.try_send(Demand::DropGrant(hash));
             }
             Change::Lease(push) => {
+                self.budgets.take(&push.key, push.slice);
                 let lease = Lease {
                     id: push.id,
+                    login_generation: push.login_generation,
                     material: push.material,
                     expires_at: push.remaining.map(|remaining| Instant::now() + remaining),
                 };
@@ -590,6 +622,7 @@ impl Sink for Known {
         tracing::error!("the control plane does not know this node: what it held is forgotten");
         let views = self.views.swap(Arc::default());
         self.leases.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.budgets.retain(|_| false);
         let grants = std::mem::take(&mut *self.grants.write().unwrap_or_else(PoisonError::into_inner));
         self.copies.forget(views.keys().cloned(), grants.into_keys());
         self.link.send_replace(Link::Starting);
@@ -713,6 +746,62 @@ mod tests {
         assert_eq!(asking.await.unwrap().unwrap().subject, "s");
         known.apply(vec![Change::GrantGone(hash)], EPOCH, 2);
         assert_eq!(known.verify(&token).await.expect_err("revoked").reason, Reason::Unauthenticated);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_slice_of_the_budget_is_no_other_lease() {
+        let (known, mut demanded) = known();
+        known.connected();
+        let backend = scaivault_domain::backend::BackendId::from_random([1; 10]);
+        let key = LeaseKey { tenant: TenantId::parse("t").unwrap(), backend };
+        let push = |parties| {
+            let share = scaivault_domain::budget::Share::among(parties);
+            Change::Lease(scaivault_discovery::LeasePush {
+                key: key.clone(),
+                id: "l1".into(),
+                login_generation: 0,
+                remaining: None,
+                material: scaivault_backends::Material::VaultToken("token".to_owned().into()),
+                slice: Some(scaivault_domain::budget::Slice { budget: "b1".into(), share }),
+            })
+        };
+        for parties in [2, 3] {
+            known.apply(vec![push(parties)], EPOCH, 1);
+            assert_eq!(known.lease(&key, 0, None).await.unwrap().id, "l1");
+        }
+        assert!(demanded.try_recv().is_err(), "nobody has asked for another login");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_credential_is_given_to_no_connection_of_another_login() {
+        let (known, _demanded) = known();
+        known.connected();
+        let backend = scaivault_domain::backend::BackendId::from_random([1; 10]);
+        let key = LeaseKey { tenant: TenantId::parse("t").unwrap(), backend };
+        let push = |id: &str, login_generation| {
+            Change::Lease(scaivault_discovery::LeasePush {
+                key: key.clone(),
+                id: id.into(),
+                login_generation,
+                remaining: None,
+                material: scaivault_backends::Material::VaultToken("token".to_owned().into()),
+                slice: None,
+            })
+        };
+        known.apply(vec![push("before", 3)], EPOCH, 1);
+        assert_eq!(known.lease(&key, 3, None).await.unwrap().id, "before");
+        // The view came first: its credential is waited for, the one before is not taken.
+        let waiting = tokio::spawn({
+            let (known, key) = (known.clone(), key.clone());
+            async move { known.lease(&key, 4, None).await }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiting.is_finished());
+        known.apply(vec![push("after", 4)], EPOCH, 2);
+        assert_eq!(waiting.await.unwrap().unwrap().id, "after");
+        // A request that began before the change does not get what came after it.
+        let late = known.lease(&key, 3, Some("before")).await.expect_err("another login by now");
+        assert_eq!(late.reason, Reason::NoLease);
     }
 
     #[tokio::test(start_paused = true)]

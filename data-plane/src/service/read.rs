@@ -135,7 +135,7 @@ impl Reader {
                 }
                 Source::Sync
             }
-            Route::Local | Route::Proxied { .. } => Source::Local,
+            Route::Local | Route::Proxied { .. } | Route::Unrepresentable { .. } => Source::Local,
         };
         if let Ok(held) = &outcome {
             row.source = Some(source.as_str().into());
@@ -154,7 +154,9 @@ impl Reader {
             Route::Synced { backend, rule, .. } => {
                 self.known.copies().age(key, backend, *rule, &replica, self.clock.now())
             }
-            Route::Local | Route::Proxied { .. } => (Duration::ZERO, Stale::No),
+            Route::Local | Route::Proxied { .. } | Route::Unrepresentable { .. } => {
+                (Duration::ZERO, Stale::No)
+            }
         };
         Ok(Held { replica, value, age, stale })
     }

@@ -10,24 +10,35 @@ use scaivault_domain::backend::{BackendId, Target};
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::mapping::RemoteName;
 use scaivault_domain::tenant::{BackendName, TenantId};
-use scaivault_domain::view::BackendView;
+use scaivault_domain::view::{BackendView, Generation};
 use scaivault_domain::{Error, Reason};
 use scaivault_telemetry::trace::backend_call;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::background::{Background, Failed};
+use crate::budget::{Budget, Cost, Quota};
 use crate::coalesce::Coalescer;
+use crate::egress::Egress;
 use crate::guard::{Guard, Limits, Retry};
-use crate::{Backend, BackendError, Lease, Page, PageToken, RemoteSecret, RemoteVersion, SecretBackend as _};
+use crate::permission::allow;
+use crate::{
+    Backend, BackendError, Lease, Operation, Page, PageToken, RemoteSecret, RemoteVersion, SecretBackend as _,
+};
 
 /// Where leases come from: the control plane's logins, or what a node was given.
 pub trait Leases: Send + Sync + 'static {
-    /// A lease for `key`; another one than `refused`, which the backend did not take.
+    /// A lease for `key` that is for the login of this generation; another one than `refused`, which the backend did not
+    /// take.
     fn lease(
         &self,
         key: &LeaseKey,
+        generation: Generation,
         refused: Option<&str>,
     ) -> impl Future<Output = Result<Arc<Lease>, Error>> + Send;
+
+    /// What the credential behind the leases of `key` may ask of `target`. Whoever has the same credential has the same
+    /// budget; another one is only given while there is no lease yet.
+    fn budget(&self, key: &LeaseKey, target: &Target) -> Arc<Budget>;
 }
 
 /// A connection to one backend. Cheap to share; everybody who uses the backend uses the same one.
@@ -35,6 +46,7 @@ pub struct Connection<L> {
     key: LeaseKey,
     name: BackendName,
     target: Target,
+    login_generation: Generation,
     backend: Backend,
     guard: Guard,
     /// By name and lease: whoever comes with a new lease must not join a call that was begun with a refused one.
@@ -52,6 +64,16 @@ impl<L> fmt::Debug for Connection<L> {
 }
 
 impl<L: Leases> Connection<L> {
+    /// Whose backend it is.
+    pub fn key(&self) -> &LeaseKey {
+        &self.key
+    }
+
+    /// The `type` of the backend.
+    pub fn kind(&self) -> &'static str {
+        self.target.kind().as_str()
+    }
+
     /// The guard, whose state is part of the backend's status.
     pub fn guard(&self) -> &Guard {
         &self.guard
@@ -77,7 +99,7 @@ impl<L: Leases> Connection<L> {
             }
             outcome => outcome,
         };
-        outcome.map_err(|error| named(error, &self.name))
+        outcome.map_err(|error| self.failed(error, Some(Operation::Read)).shown)
     }
 
     async fn shared_read(
@@ -90,9 +112,10 @@ impl<L: Leases> Connection<L> {
         let key = (name.clone(), lease.id.clone());
         let call = async move {
             let left = deadline.saturating_duration_since(Instant::now());
+            let budget = connection.budget();
             connection
                 .guard
-                .call(Retry::PROXIED_READ, left, || {
+                .call(Retry::PROXIED_READ, Cost::one(&budget, Quota::Values), left, || {
                     connection.traced("read", connection.backend.read(&lease, &remote))
                 })
                 .await
@@ -115,7 +138,9 @@ impl<L: Leases> Connection<L> {
             let (connection, name) = (self.clone(), name.clone());
             async move { connection.backend.history(&lease, &name).await }
         };
-        let mut history = self.guarded(Effort::prompt("history", timeout), call).await?;
+        let mut history = self
+            .guarded(Effort::prompt("history", Some(Operation::History), Quota::Metadata, timeout), call)
+            .await?;
         history.reverse();
         Ok(history)
     }
@@ -134,7 +159,7 @@ impl<L: Leases> Connection<L> {
             let (connection, folder, after) = (self.clone(), folder.cloned(), after.cloned());
             async move { connection.backend.list(&lease, folder.as_ref(), after.as_ref()).await }
         };
-        Ok(self.guarded(Effort::prompt("list", timeout), call).await?)
+        Ok(self.guarded(Effort::prompt("list", Some(Operation::List), Quota::Lists, timeout), call).await?)
     }
 
     /// Asks the backend whether it answers and takes our login.
@@ -146,12 +171,17 @@ impl<L: Leases> Connection<L> {
             let connection = self.clone();
             async move { connection.backend.probe(&lease).await }
         };
-        Ok(self.guarded(Effort::prompt("probe", timeout), call).await?)
+        Ok(self.guarded(Effort::prompt("probe", None, Quota::Lists, timeout), call).await?)
     }
 
     /// What a run of work that nobody waits for does with the backend; `timeout` is for each call.
     pub fn background(self: &Arc<Self>, timeout: Duration) -> Background<L> {
         Background::new(self.clone(), timeout)
+    }
+
+    /// What may be asked of the store.
+    pub fn budget(&self) -> Arc<Budget> {
+        self.leases.budget(&self.key, &self.target)
     }
 
     pub(crate) fn backend(&self) -> &Backend {
@@ -181,9 +211,11 @@ impl<L: Leases> Connection<L> {
                 let call = call.map(|answer| answer.unwrap_or(Err(BackendError::Timeout)));
                 self.traced(effort.operation, call).await
             };
-            match self.guard.call(effort.retry, left, attempt).await {
+            let budget = self.budget();
+            let cost = Cost::one(&budget, effort.quota);
+            match self.guard.call(effort.retry, cost, left, attempt).await {
                 Err(BackendError::LoginExpired) if refused.is_none() => refused = Some(lease.id.clone()),
-                outcome => return outcome.map_err(|cause| self.failed(cause)),
+                outcome => return outcome.map_err(|cause| self.failed(cause, effort.needs)),
             }
         }
     }
@@ -195,11 +227,17 @@ impl<L: Leases> Connection<L> {
         call: impl Future<Output = Result<T, BackendError>>,
     ) -> impl Future<Output = Result<T, BackendError>> {
         let class = |error: &BackendError| error.class().as_str();
-        backend_call(&self.key.backend, self.target.kind(), operation, class, call)
+        backend_call(&self.key.backend, self.target.kind().as_str(), operation, class, call)
     }
 
-    pub(crate) fn failed(&self, cause: BackendError) -> Failed {
-        Failed { shown: named(cause.clone(), &self.name), cause }
+    /// What failed, of which `needs` says what would have to be allowed for it.
+    pub(crate) fn failed(&self, cause: BackendError, needs: Option<Operation>) -> Failed {
+        let shown = named(cause.clone(), &self.name);
+        let shown = match (&cause, needs) {
+            (BackendError::Forbidden, Some(operation)) => shown.next(allow(self.target.kind(), operation)),
+            _ => shown,
+        };
+        Failed { cause, shown }
     }
 
     /// A backend that cannot be reached for a login cannot be reached: the breaker counts that too.
@@ -216,7 +254,7 @@ impl<L: Leases> Connection<L> {
             }
             Reason::NoLease => {
                 self.guard.count(BackendError::Timeout).await;
-                self.failed(BackendError::Timeout)
+                self.failed(BackendError::Timeout, None)
             }
             Reason::BackendThrottled => {
                 Failed { cause: BackendError::Throttled { retry_after: shown.retry_after }, shown }
@@ -226,12 +264,14 @@ impl<L: Leases> Connection<L> {
     }
 
     async fn lease(&self, refused: Option<&str>, deadline: Instant) -> Result<Arc<Lease>, Error> {
-        timeout_at(deadline, self.leases.lease(&self.key, refused)).await.unwrap_or_else(|_| {
-            let message = format!("no credential for the backend `{}` came in time", self.name);
-            Err(Error::new(Reason::NoLease, message)
-                .next("try again; the backend's status tells why")
-                .retry_after(Duration::from_secs(1)))
-        })
+        timeout_at(deadline, self.leases.lease(&self.key, self.login_generation, refused))
+            .await
+            .unwrap_or_else(|_| {
+                let message = format!("no credential for the backend `{}` came in time", self.name);
+                Err(Error::new(Reason::NoLease, message)
+                    .next("try again; the backend's status tells why")
+                    .retry_after(Duration::from_secs(1)))
+            })
     }
 }
 
@@ -240,6 +280,10 @@ impl<L: Leases> Connection<L> {
 pub(crate) struct Effort {
     /// What for, e.g. `read`.
     pub(crate) operation: &'static str,
+    /// What must be allowed for it, if it needs more than a login.
+    pub(crate) needs: Option<Operation>,
+    /// What each attempt uses up.
+    pub(crate) quota: Quota,
     pub(crate) retry: Retry,
     /// The deadline of one attempt.
     pub(crate) attempt: Duration,
@@ -248,8 +292,8 @@ pub(crate) struct Effort {
 }
 
 impl Effort {
-    fn prompt(operation: &'static str, timeout: Duration) -> Self {
-        Effort { operation, retry: Retry::PROXIED_READ, attempt: timeout, whole: timeout }
+    fn prompt(operation: &'static str, needs: Option<Operation>, quota: Quota, timeout: Duration) -> Self {
+        Effort { operation, needs, quota, retry: Retry::PROXIED_READ, attempt: timeout, whole: timeout }
     }
 }
 
@@ -257,32 +301,36 @@ impl Effort {
 #[derive(Debug)]
 pub struct Connections<L> {
     leases: Arc<L>,
+    egress: Egress,
     open: Mutex<HashMap<LeaseKey, Arc<Connection<L>>>>,
 }
 
 impl<L: Leases> Connections<L> {
-    /// No connections yet; leases come from `leases`.
-    pub fn new(leases: Arc<L>) -> Self {
-        Connections { leases, open: Mutex::default() }
+    /// No connections yet; leases come from `leases`, and `egress` says where connections may lead.
+    pub fn new(leases: Arc<L>, egress: Egress) -> Self {
+        Connections { leases, egress, open: Mutex::default() }
     }
 
     /// The connection to `backend`; a new one if its target has changed.
     ///
     /// # Errors
-    /// `backend_invalid_answer` if the target's certificates are unusable.
+    /// `backend_invalid_answer` if the target's certificates are unusable or its address is refused.
     pub fn of(&self, tenant: &TenantId, backend: &BackendView) -> Result<Arc<Connection<L>>, Error> {
         let key = LeaseKey { tenant: tenant.clone(), backend: backend.id.clone() };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connection) = open.get(&key)
             && connection.target == backend.target
+            && connection.login_generation == backend.login_generation
         {
             return Ok(connection.clone());
         }
-        let adapter = Backend::connect(&backend.target).map_err(|error| named(error, &backend.name))?;
+        let adapter = Backend::connect(&backend.target, &self.egress);
+        let adapter = adapter.map_err(|error| named(error, &backend.name))?;
         let connection = Arc::new(Connection {
             key: key.clone(),
             name: backend.name.clone(),
             target: backend.target.clone(),
+            login_generation: backend.login_generation,
             backend: adapter,
             guard: Guard::new(Limits::default()),
             reads: Coalescer::default(),
@@ -290,6 +338,16 @@ impl<L: Leases> Connections<L> {
         });
         open.insert(key, connection.clone());
         Ok(connection)
+    }
+
+    /// The connection to a backend, if there is one.
+    pub fn open(&self, key: &LeaseKey) -> Option<Arc<Connection<L>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Every connection there is.
+    pub fn all(&self) -> Vec<Arc<Connection<L>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Forgets the connections of `tenant` to backends that are not among `kept`.

@@ -7,6 +7,9 @@ use std::time::Duration;
 use scaivault_domain::secret::State;
 use scaivault_domain::{Error, Reason};
 
+const EGRESS_HINT: &str = "name another endpoint, or have the operator start the control plane and the nodes with an \
+                           `--egress-allow` for this host or address";
+
 /// Why a store gave no answer that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
@@ -40,13 +43,28 @@ pub enum BackendError {
     /// The name exists; its current version has no value.
     #[error("the current version in the backend is {}", .0.as_str())]
     NotActive(State),
+    /// What is there is not what a write expected; nothing was overwritten for good.
+    #[error("the backend has another version than was expected")]
+    PreconditionLost,
     /// The store cannot have such a name, so it was not asked.
     #[error("the backend cannot have such a name")]
     Unrepresentable,
+    /// The store has no way to do it, so it was not asked, or was asked for the rest.
+    #[error("the backend cannot do this: {0}")]
+    Unsupported(&'static str),
+    /// A value that the store would not take, so it was not sent.
+    #[error("the backend takes values of at most {most} bytes")]
+    ValueTooLarge {
+        /// The largest that it takes, in bytes.
+        most: usize,
+    },
     /// Not what this protocol allows.
     #[error("the backend gave an answer that is not its protocol: {0}")]
     InvalidAnswer(&'static str),
-    /// Larger than we take.
+    /// A value that is not what its checksum says: it was damaged on its way, or over there.
+    #[error("the backend gave a value that does not match its checksum")]
+    Checksum,
+    /// An answer larger than we take.
     #[error("the backend gave an answer that is too large")]
     TooLarge,
     /// The breaker is open: the store failed too often to be asked now.
@@ -61,6 +79,9 @@ pub enum BackendError {
     /// The configuration cannot work.
     #[error("the backend's configuration cannot work: {0}")]
     InvalidConfig(&'static str),
+    /// The operator does not let backends connect to where the endpoint is, or where its name leads.
+    #[error("the backend's endpoint is, or leads to, {0}, and is refused")]
+    EndpointRefused(&'static str),
     /// Which mount a name belongs to depends on a wildcard.
     #[error("the mount does not lie in the literal part of the template")]
     MountNotLiteral,
@@ -101,6 +122,10 @@ impl Class {
 }
 
 impl BackendError {
+    /// A lease of another kind of store: the configuration changed while a call was on its way.
+    pub(crate) const FOREIGN_LEASE: BackendError =
+        BackendError::InvalidConfig("the credential is one for another kind of store");
+
     /// The class of the error.
     pub fn class(&self) -> Class {
         match self {
@@ -115,8 +140,13 @@ impl BackendError {
                 Class::NotFound
             }
             BackendError::InvalidAnswer(_)
+            | BackendError::Checksum
             | BackendError::TooLarge
+            | BackendError::Unsupported(_)
+            | BackendError::ValueTooLarge { .. }
+            | BackendError::PreconditionLost
             | BackendError::InvalidConfig(_)
+            | BackendError::EndpointRefused(_)
             | BackendError::MountNotLiteral
             | BackendError::MountLookupForbidden => Class::Invalid,
         }
@@ -134,6 +164,9 @@ impl BackendError {
             BackendError::Open { .. }
                 | BackendError::Busy
                 | BackendError::Unrepresentable
+                | BackendError::Unsupported(_)
+                | BackendError::ValueTooLarge { .. }
+                | BackendError::EndpointRefused(_)
                 | BackendError::MountNotLiteral
         )
     }
@@ -150,10 +183,11 @@ impl BackendError {
     /// What somebody can do about it, one sentence.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            BackendError::Forbidden => Some(
-                "let the policies of the backend's role allow `read` on the remote name, and `list` on its folder",
-            ),
+            BackendError::Forbidden => {
+                Some("let the policies of the store allow this to the backend's credential")
+            }
             BackendError::LoginExpired => Some("check the backend's credential and its expiry"),
+            BackendError::EndpointRefused(_) => Some(EGRESS_HINT),
             BackendError::MountNotLiteral => Some(
                 "begin the template with the mount, e.g. `secret/data/**`; a namespace belongs into `config.namespace`",
             ),
@@ -187,11 +221,16 @@ impl From<BackendError> for Error {
             BackendError::Forbidden => Reason::BackendForbidden,
             BackendError::NotFound => Reason::NotFound,
             BackendError::NotActive(_) => Reason::NotActive,
+            BackendError::PreconditionLost => Reason::PreconditionFailed,
             BackendError::Unrepresentable => Reason::Unrepresentable,
+            BackendError::Unsupported(_) => Reason::InvalidRequest,
+            BackendError::ValueTooLarge { .. } => Reason::TooLarge,
             // The reader did nothing wrong; it is the owner of the backend who reads the hint.
             BackendError::InvalidAnswer(_)
+            | BackendError::Checksum
             | BackendError::TooLarge
             | BackendError::InvalidConfig(_)
+            | BackendError::EndpointRefused(_)
             | BackendError::MountNotLiteral
             | BackendError::MountLookupForbidden => Reason::BackendInvalidAnswer,
         };

@@ -1,15 +1,21 @@
-//! What stands between callers and a store: a bulkhead, a circuit breaker, retries and one deadline.
+//! What stands between callers and a store: a bulkhead that follows what the store takes, a circuit breaker, retries and
+//! one deadline.
 //!
-//! There is one [`Guard`] per backend and credential. The decisions are pure (the breaker, the pauses); what is left is
-//! waiting.
+//! There is one [`Guard`] per backend and credential. The decisions are pure (the breaker, the pace, the pauses); what is
+//! left is waiting.
+
+mod pace;
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use scaivault_telemetry::Flow;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use self::pace::{Pace, Place, Places};
+use crate::budget::{Cost, Paid, Quota, Urgency};
 use crate::error::BackendError;
 
 /// Failures in a row that open the breaker.
@@ -37,6 +43,25 @@ enum Manner {
     Patient,
 }
 
+impl Manner {
+    fn urgency(self) -> Urgency {
+        match self {
+            Manner::Prompt => Urgency::Prompt,
+            Manner::Patient => Urgency::Background,
+        }
+    }
+
+    /// Until when a call may wait for its turn. One that is made with nothing left of its deadline can only time out,
+    /// and five of them would pass for an outage of a store that is well.
+    fn start_by(self, now: Instant, deadline: Instant) -> Instant {
+        let left = deadline.saturating_duration_since(now);
+        now + match self {
+            Manner::Prompt => left / 2,
+            Manner::Patient => left / 4 * 3,
+        }
+    }
+}
+
 impl Retry {
     /// Not again.
     pub const NEVER: Retry = Retry::attempts(1);
@@ -54,12 +79,23 @@ impl Retry {
 /// The bulkhead's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Calls at the store.
+    /// Most calls at the store, as long as it does not ask to be called less.
     pub in_flight: usize,
     /// Calls that wait for one of them to end. Any more are refused.
     pub waiting: usize,
-    /// Calls at the store that nobody waits for. The others wait without being refused.
+    /// Most calls at the store that nobody waits for. The others wait without being refused.
     pub background: usize,
+}
+
+/// How a store is called now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flowing {
+    /// Calls at once.
+    pub concurrency: usize,
+    /// Calls at once if it did not ask to be called less.
+    pub most: usize,
+    /// It is not called before that, if it asked for a pause.
+    pub throttled_until: Option<Instant>,
 }
 
 impl Default for Limits {
@@ -194,15 +230,17 @@ fn is_retried(error: &BackendError) -> bool {
 
 /// The guard of one backend and credential.
 pub struct Guard {
-    in_flight: Semaphore,
+    in_flight: Places,
     waiting: Semaphore,
-    background: Semaphore,
+    background: Places,
     inner: Mutex<Inner>,
     published: watch::Sender<BreakerState>,
+    flow: Arc<Flow>,
 }
 
 struct Inner {
     breaker: Breaker,
+    pace: Pace,
     /// The store asked to be left alone until then.
     throttled_until: Option<Instant>,
 }
@@ -216,13 +254,32 @@ impl fmt::Debug for Guard {
 impl Guard {
     /// A guard that has seen no failure yet.
     pub fn new(limits: Limits) -> Self {
+        let pace = Pace::new(limits.in_flight, limits.background);
+        let (concurrency, background) = pace.places();
         Guard {
-            in_flight: Semaphore::new(limits.in_flight),
+            in_flight: Places::new(concurrency),
             waiting: Semaphore::new(limits.waiting),
-            background: Semaphore::new(limits.background),
-            inner: Mutex::new(Inner { breaker: Breaker::new(), throttled_until: None }),
+            background: Places::new(background),
+            inner: Mutex::new(Inner { breaker: Breaker::new(), pace, throttled_until: None }),
             published: watch::Sender::new(BreakerState::Closed),
+            flow: Arc::new(Flow::new(concurrency as u64)),
         }
+    }
+
+    /// How the store is called now.
+    pub fn flowing(&self) -> Flowing {
+        let inner = self.lock();
+        let now = Instant::now();
+        Flowing {
+            concurrency: inner.pace.places().0,
+            most: inner.pace.most(),
+            throttled_until: inner.throttled_until.filter(|until| *until > now),
+        }
+    }
+
+    /// [`flowing`](Self::flowing) for metrics, kept up to date.
+    pub fn flow(&self) -> Arc<Flow> {
+        self.flow.clone()
     }
 
     /// What the breaker does now.
@@ -235,14 +292,15 @@ impl Guard {
         self.published.subscribe()
     }
 
-    /// Makes `call`, again if that may help, and never for longer than `deadline` in all.
+    /// Makes `call`, again if that may help, and never for longer than `deadline` in all. Each attempt costs `cost`.
     ///
     /// # Errors
     /// The last failure of the call; `Timeout` at the deadline; `Open`, `Busy` or `Throttled` without a call if the
-    /// store is not to be asked now.
+    /// store is not to be asked now, or not that often.
     pub async fn call<T, F>(
         &self,
         retry: Retry,
+        cost: Cost<'_>,
         deadline: Duration,
         mut call: impl FnMut() -> F,
     ) -> Result<T, BackendError>
@@ -254,7 +312,7 @@ impl Guard {
         let (mut calls, mut failures) = (0, 0);
         let mut told = None;
         loop {
-            let (error, again) = match self.attempt(retry.manner, deadline, &mut call).await {
+            let (error, again) = match self.attempt(retry.manner, cost, deadline, &mut call).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => {
                     calls += 1;
@@ -267,6 +325,8 @@ impl Guard {
                 Err(Refused(error)) => (error, is_patient),
             };
             let wake_at = Instant::now() + pause(calls.max(1), error.retry_after(), rand::random());
+            // A store that named no time may have been given one.
+            let wake_at = wake_at.max(self.lock().throttled_until.unwrap_or(wake_at));
             if !again || wake_at >= deadline {
                 // Why the store was to be asked again says more than why it was not.
                 return Err(told.unwrap_or(error));
@@ -279,45 +339,80 @@ impl Guard {
     pub async fn count(&self, failure: BackendError) {
         let ended = || std::future::ready(Err::<(), _>(failure.clone()));
         // Whether the call was made or refused, the state is what it should be.
-        let _ = self.call(Retry::NEVER, Duration::from_secs(1), ended).await;
+        let _ = self.call(Retry::NEVER, Cost::FREE, Duration::from_secs(1), ended).await;
     }
 
     async fn attempt<T, F>(
         &self,
         manner: Manner,
+        cost: Cost<'_>,
         deadline: Instant,
         call: &mut impl FnMut() -> F,
     ) -> Result<Result<T, BackendError>, Refused>
     where
         F: Future<Output = Result<T, BackendError>>,
     {
+        let start_by = || manner.start_by(Instant::now(), deadline);
+        let urgency = manner.urgency();
         let _turn = match manner {
             Manner::Prompt => None,
-            Manner::Patient => Some(acquire(&self.background, deadline).await?),
+            Manner::Patient => {
+                Some(self.background.place(acquire(self.background.free(), start_by()).await?))
+            }
         };
-        // Asked twice: callers must not queue up for a store that is given up, and it may be while they queue.
-        self.lock().check()?;
-        let _permit = self.permit(deadline).await?;
-        let passage = self.admit()?;
-        let outcome = timeout_at(deadline, call()).await.unwrap_or(Err(BackendError::Timeout));
-        passage.settle(outcome.as_ref().err());
-        Ok(outcome)
-    }
-
-    async fn permit(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Refused> {
-        if let Ok(permit) = self.in_flight.try_acquire() {
-            return Ok(permit);
+        let mut further = None;
+        loop {
+            // Asked twice: callers must not queue up for a store that is given up, and it may be while they queue.
+            self.lock().check()?;
+            let by = start_by();
+            // Before the place: whoever waits for the budget must not keep one from those who need not.
+            let paid = cost.pay(urgency, by).await.map_err(Refused::over_budget)?;
+            let place = self.place(by).await?;
+            let passage = self.admit(place)?;
+            paid.spend();
+            let further_paid = further.take().map(|(quota, paid): (Quota, Paid<'_>)| {
+                paid.spend();
+                quota
+            });
+            let purse = Arc::new(cost.purse(urgency, further_paid));
+            let outcome = timeout_at(deadline, purse.around(call())).await;
+            let Some(quota) = purse.unpaid() else {
+                let outcome = outcome.unwrap_or(Err(BackendError::Timeout));
+                passage.settle(outcome.as_ref().err());
+                return Ok(outcome);
+            };
+            // The store did answer; what it is to be asked besides has to wait.
+            passage.settle(None);
+            let paid = cost.of(quota).pay(urgency, start_by()).await.map_err(Refused::over_budget)?;
+            further = Some((quota, paid));
         }
-        let _place = self.waiting.try_acquire().map_err(|_| Refused(BackendError::Busy))?;
-        acquire(&self.in_flight, deadline).await
     }
 
-    fn admit(&self) -> Result<Passage<'_>, Refused> {
+    async fn place(&self, deadline: Instant) -> Result<Place<'_>, Refused> {
+        if let Ok(permit) = self.in_flight.free().try_acquire() {
+            return Ok(self.in_flight.place(permit));
+        }
+        let _waiting = self.waiting.try_acquire().map_err(|_| Refused(BackendError::Busy))?;
+        Ok(self.in_flight.place(acquire(self.in_flight.free(), deadline).await?))
+    }
+
+    fn admit<'g>(&'g self, place: Place<'g>) -> Result<Passage<'g>, Refused> {
         let mut inner = self.lock();
         inner.check()?;
-        let role = inner.breaker.admit(Instant::now()).map_err(Refused::open)?;
+        let began = Instant::now();
+        let role = inner.breaker.admit(began).map_err(Refused::open)?;
         self.publish(&inner);
-        Ok(Passage { guard: self, role, verdict: Verdict::Unknown })
+        Ok(Passage { guard: self, role, began, answer: Answer::Unknown, _place: place })
+    }
+
+    /// Makes as many places as the pace allows, if that has changed since `before`.
+    fn resize(&self, before: (usize, usize), inner: &Inner) {
+        let after = inner.pace.places();
+        if after != before {
+            self.in_flight.resize(before.0, after.0);
+            self.background.resize(before.1, after.1);
+            self.flow.limit(after.0 as u64);
+        }
     }
 
     fn publish(&self, inner: &Inner) {
@@ -345,6 +440,10 @@ impl Refused {
     fn open(retry_after: Duration) -> Self {
         Refused(BackendError::Open { retry_after })
     }
+
+    fn over_budget(retry_after: Duration) -> Self {
+        Refused(BackendError::Throttled { retry_after: Some(retry_after) })
+    }
 }
 
 impl Inner {
@@ -359,34 +458,71 @@ impl Inner {
     }
 }
 
+/// How a call that was let through ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// The store answered something, if only a refusal.
+    Answered,
+    /// It asked us to slow down.
+    Throttled {
+        retry_after: Option<Duration>,
+    },
+    Failed,
+    /// The caller went away, or the store was not asked after all.
+    Unknown,
+}
+
+impl Answer {
+    /// Throttling slows, and never opens the breaker: it is an answer.
+    fn verdict(self) -> Verdict {
+        match self {
+            Answer::Answered | Answer::Throttled { .. } => Verdict::Answered,
+            Answer::Failed => Verdict::Failed,
+            Answer::Unknown => Verdict::Unknown,
+        }
+    }
+}
+
 /// A call that was let through. It is settled in any case, also when its caller goes away: a trial that nobody ends
 /// would keep the breaker half open for ever.
 struct Passage<'g> {
     guard: &'g Guard,
     role: Role,
-    verdict: Verdict,
+    began: Instant,
+    answer: Answer,
+    /// Given back last, when the number of places is right.
+    _place: Place<'g>,
 }
 
 impl Passage<'_> {
     fn settle(mut self, error: Option<&BackendError>) {
-        self.verdict = match error {
-            Some(error) if error.is_outage() => Verdict::Failed,
-            Some(error) if error.is_refusal() => Verdict::Unknown,
-            _ => Verdict::Answered,
+        self.answer = match error {
+            Some(BackendError::Throttled { retry_after }) => Answer::Throttled { retry_after: *retry_after },
+            Some(error) if error.is_outage() => Answer::Failed,
+            Some(error) if error.is_refusal() => Answer::Unknown,
+            _ => Answer::Answered,
         };
-        if let Some(BackendError::Throttled { retry_after: Some(after) }) = error {
-            let until = Instant::now() + (*after).min(LONGEST_THROTTLE);
-            let mut inner = self.guard.lock();
-            inner.throttled_until = inner.throttled_until.max(Some(until));
-        }
     }
 }
 
 impl Drop for Passage<'_> {
     fn drop(&mut self) {
+        let now = Instant::now();
         let mut inner = self.guard.lock();
-        inner.breaker.settle(self.role, self.verdict, Instant::now(), rand::random());
+        inner.breaker.settle(self.role, self.answer.verdict(), now, rand::random());
         self.guard.publish(&inner);
+        let before = inner.pace.places();
+        match self.answer {
+            Answer::Answered => inner.pace.answered(),
+            Answer::Throttled { retry_after } => {
+                self.guard.flow.throttled();
+                let pause = inner.pace.throttled(self.began, now);
+                let pause = retry_after.map(|after| after.min(LONGEST_THROTTLE)).or(pause);
+                inner.throttled_until = inner.throttled_until.max(pause.map(|pause| now + pause));
+            }
+            Answer::Failed | Answer::Unknown => {}
+        }
+        self.guard.resize(before, &inner);
     }
 }
 
@@ -396,6 +532,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::budget::{Budget, Limit, Quotas, Rate, extra};
 
     const SECOND: Duration = Duration::from_secs(1);
     const LONG: Duration = Duration::from_secs(600);
@@ -405,7 +542,7 @@ mod tests {
     }
 
     async fn one(guard: &Guard, outcome: Result<(), BackendError>) -> Result<(), BackendError> {
-        guard.call(Retry::NEVER, SECOND, || std::future::ready(outcome.clone())).await
+        guard.call(Retry::NEVER, Cost::FREE, SECOND, || std::future::ready(outcome.clone())).await
     }
 
     async fn fail(guard: &Guard, times: u32) {
@@ -446,7 +583,7 @@ mod tests {
         let guard = guard();
         fail(&guard, 5).await;
         tokio::time::advance(SECOND).await;
-        let trial = guard.call(Retry::NEVER, SECOND, async || {
+        let trial = guard.call(Retry::NEVER, Cost::FREE, SECOND, async || {
             assert!(matches!(guard.state(), BreakerState::HalfOpen { .. }));
             assert!(matches!(one(&guard, Ok(())).await, Err(BackendError::Open { .. })));
             Ok(())
@@ -474,7 +611,7 @@ mod tests {
         let guard = guard();
         fail(&guard, 5).await;
         tokio::time::advance(SECOND).await;
-        let gone = guard.call(Retry::NEVER, LONG, std::future::pending::<Result<(), _>>);
+        let gone = guard.call(Retry::NEVER, Cost::FREE, LONG, std::future::pending::<Result<(), _>>);
         assert!(tokio::time::timeout(SECOND, gone).await.is_err());
         assert!(is_open(&guard));
         assert_eq!(one(&guard, Ok(())).await, Ok(()));
@@ -502,7 +639,7 @@ mod tests {
             (BackendError::InvalidAnswer("garbage"), 1),
         ] {
             let (guard, made) = (guard(), AtomicUsize::new(0));
-            let outcome = guard.call(Retry::PROXIED_READ, LONG, || {
+            let outcome = guard.call(Retry::PROXIED_READ, Cost::FREE, LONG, || {
                 made.fetch_add(1, Ordering::SeqCst);
                 std::future::ready(Err::<(), _>(error.clone()))
             });
@@ -514,13 +651,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_deadline_holds_for_all_attempts_together() {
         let (guard, start) = (guard(), Instant::now());
-        let slow = guard.call(Retry::attempts(9), 5 * SECOND, async || {
+        let slow = guard.call(Retry::attempts(9), Cost::FREE, 5 * SECOND, async || {
             tokio::time::sleep(2 * SECOND).await;
             Err::<(), _>(BackendError::Unreachable("broke"))
         });
         assert!(slow.await.is_err());
         assert!(start.elapsed() <= 5 * SECOND);
-        let stuck = guard.call(Retry::PROXIED_READ, SECOND, std::future::pending::<Result<(), _>>);
+        let stuck =
+            guard.call(Retry::PROXIED_READ, Cost::FREE, SECOND, std::future::pending::<Result<(), _>>);
         assert_eq!(stuck.await, Err(BackendError::Timeout));
     }
 
@@ -529,15 +667,15 @@ mod tests {
         let (guard, start) = (guard(), Instant::now());
         let throttled = BackendError::Throttled { retry_after: Some(2 * SECOND) };
         let mut answers = vec![Ok(()), Err(throttled.clone())];
-        let retried = guard.call(Retry::PROXIED_READ, LONG, || {
+        let retried = guard.call(Retry::PROXIED_READ, Cost::FREE, LONG, || {
             std::future::ready(answers.pop().expect("two calls at most"))
         });
         assert_eq!(retried.await, Ok(()));
         assert!((2 * SECOND..3 * SECOND).contains(&start.elapsed()));
 
         assert_eq!(one(&guard, Err(throttled.clone())).await, Err(throttled.clone()));
-        let refused =
-            guard.call(Retry::PROXIED_READ, LONG, async || -> Result<(), _> { panic!("was called") });
+        let refused = guard
+            .call(Retry::PROXIED_READ, Cost::FREE, LONG, async || -> Result<(), _> { panic!("was called") });
         assert_eq!(refused.await, Err(throttled));
         tokio::time::advance(2 * SECOND).await;
         assert_eq!(one(&guard, Ok(())).await, Ok(()));
@@ -550,7 +688,7 @@ mod tests {
             let guard = guard.clone();
             tokio::spawn(async move {
                 guard
-                    .call(Retry::NEVER, LONG, async || {
+                    .call(Retry::NEVER, Cost::FREE, LONG, async || {
                         tokio::time::sleep(SECOND).await;
                         Ok(())
                     })
@@ -587,7 +725,7 @@ mod tests {
                     running.fetch_sub(1, Ordering::SeqCst);
                     Ok(())
                 };
-                guard.call(Retry::BACKGROUND, LONG, call).await
+                guard.call(Retry::BACKGROUND, Cost::FREE, LONG, call).await
             });
         }
         tokio::task::yield_now().await;
@@ -602,13 +740,14 @@ mod tests {
     async fn background_work_waits_out_a_pause_and_a_busy_store() {
         let guard = guard();
         fail(&guard, 5).await;
-        assert_eq!(guard.call(Retry::BACKGROUND, LONG, async || Ok(())).await, Ok(()));
+        assert_eq!(guard.call(Retry::BACKGROUND, Cost::FREE, LONG, async || Ok(())).await, Ok(()));
         let asked = AtomicUsize::new(0);
-        let throttled =
-            guard.call(Retry::BACKGROUND, LONG, async || match asked.fetch_add(1, Ordering::SeqCst) {
+        let throttled = guard.call(Retry::BACKGROUND, Cost::FREE, LONG, async || {
+            match asked.fetch_add(1, Ordering::SeqCst) {
                 0..10 => Err(BackendError::Throttled { retry_after: None }),
                 _ => Ok(()),
-            });
+            }
+        });
         assert_eq!(throttled.await, Ok(()));
     }
 
@@ -616,7 +755,7 @@ mod tests {
     async fn background_work_gives_up_after_a_few_failures_or_at_its_deadline() {
         let guard = guard();
         let asked = AtomicUsize::new(0);
-        let broken = guard.call(Retry::BACKGROUND, LONG, async || {
+        let broken = guard.call(Retry::BACKGROUND, Cost::FREE, LONG, async || {
             asked.fetch_add(1, Ordering::SeqCst);
             Err::<(), _>(BackendError::Timeout)
         });
@@ -624,8 +763,232 @@ mod tests {
         assert_eq!(asked.load(Ordering::SeqCst), 4);
         let start = Instant::now();
         let throttled = BackendError::Throttled { retry_after: Some(SECOND) };
-        let busy = guard.call(Retry::BACKGROUND, SECOND * 9, async || Err::<(), _>(throttled.clone()));
+        let busy =
+            guard.call(Retry::BACKGROUND, Cost::FREE, SECOND * 9, async || Err::<(), _>(throttled.clone()));
         assert_eq!(busy.await, Err(throttled.clone()));
         assert!(start.elapsed() < SECOND * 9);
+    }
+
+    fn budget(calls: u32) -> Arc<Budget> {
+        let rate = Limit::Rate(Rate::per(calls, SECOND));
+        Arc::new(Budget::new(Quotas { values: rate, ..Quotas::unlimited() }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_herd_on_a_thousand_names_stays_under_the_rate() {
+        let (guard, budget, start) = (Arc::new(guard()), budget(100), Instant::now());
+        let (made, refused) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let mut herd = tokio::task::JoinSet::new();
+        for _ in 0..1000 {
+            let (guard, budget, made, refused) =
+                (guard.clone(), budget.clone(), made.clone(), refused.clone());
+            herd.spawn(async move {
+                let call = async || {
+                    made.lock().expect("no panic").push(start.elapsed());
+                    Ok(())
+                };
+                let cost = Cost::one(&budget, Quota::Values);
+                match guard.call(Retry::PROXIED_READ, cost, 10 * SECOND, call).await {
+                    Err(BackendError::Throttled { retry_after: Some(_) }) => {
+                        assert_eq!(start.elapsed(), Duration::ZERO, "who cannot be served hears so at once");
+                        refused.fetch_add(1, Ordering::SeqCst);
+                    }
+                    outcome => assert_eq!(outcome, Ok(())),
+                }
+            });
+        }
+        herd.join_all().await;
+        let made = made.lock().expect("no panic").clone();
+        assert_eq!(made.len() + refused.load(Ordering::SeqCst), 1000);
+        assert!(made.len() > 400, "the budget is used: {}", made.len());
+        for first in &made {
+            let second = made.iter().filter(|time| (*first..*first + SECOND).contains(*time)).count();
+            assert!(second <= 100, "{second} calls in the second after {first:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_the_budget_has_time_left_for_the_answer() {
+        let (guard, budget, start) = (Arc::new(guard()), budget(10), Instant::now());
+        let mut herd = tokio::task::JoinSet::new();
+        for _ in 0..200 {
+            let (guard, budget) = (guard.clone(), budget.clone());
+            herd.spawn(async move {
+                let call = async || {
+                    tokio::time::sleep(SECOND / 3).await;
+                    Ok(())
+                };
+                let outcome =
+                    guard.call(Retry::PROXIED_READ, Cost::one(&budget, Quota::Values), SECOND, call);
+                (outcome.await, start.elapsed())
+            });
+        }
+        let (served, refused): (Vec<_>, Vec<_>) =
+            herd.join_all().await.into_iter().partition(|(outcome, _)| outcome.is_ok());
+        assert!(served.len() >= 5, "{}", served.len());
+        for (outcome, after) in refused {
+            assert!(matches!(outcome, Err(BackendError::Throttled { retry_after: Some(_) })), "{outcome:?}");
+            assert_eq!(after, Duration::ZERO, "who cannot be served in time hears so at once");
+        }
+        assert_eq!(guard.state(), BreakerState::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_place_has_time_left_for_the_answer() {
+        let guard = Arc::new(Guard::new(Limits { in_flight: 1, waiting: 64, background: 1 }));
+        let mut herd = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let guard = guard.clone();
+            herd.spawn(async move {
+                let call = async || {
+                    tokio::time::sleep(SECOND / 3).await;
+                    Ok(())
+                };
+                guard.call(Retry::NEVER, Cost::FREE, SECOND, call).await
+            });
+        }
+        let outcomes = herd.join_all().await;
+        assert!(
+            outcomes.iter().all(|outcome| matches!(outcome, Ok(()) | Err(BackendError::Busy))),
+            "{outcomes:?}"
+        );
+        assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thousand_calls_that_take_a_further_one_keep_to_its_quota_and_end() {
+        let (guard, budget) = (Arc::new(guard()), Arc::new(Budget::new(Quotas::gcp())));
+        let further = Arc::new(Mutex::new(Vec::new()));
+        let mut sync = tokio::task::JoinSet::new();
+        for _ in 0..64 {
+            let (guard, budget, further) = (guard.clone(), budget.clone(), further.clone());
+            sync.spawn(async move {
+                for _ in 0..16 {
+                    let call = async || {
+                        extra::ask(Quota::Metadata)?;
+                        further.lock().expect("no panic").push(Instant::now());
+                        Err::<(), _>(BackendError::NotFound)
+                    };
+                    let cost = Cost::one(&budget, Quota::Values);
+                    let outcome = guard.call(Retry::BACKGROUND, cost, 80 * SECOND, call).await;
+                    assert_eq!(outcome, Err(BackendError::NotFound));
+                }
+            });
+        }
+        sync.join_all().await;
+        let further = further.lock().expect("no panic").clone();
+        assert_eq!(further.len(), 64 * 16);
+        for (index, first) in further.iter().enumerate() {
+            let minute = further[index..].iter().take_while(|time| **time < *first + 60 * SECOND).count();
+            assert!(minute <= 600, "{minute} in a minute");
+        }
+        assert_eq!(guard.flowing(), Flowing { concurrency: 64, most: 64, throttled_until: None });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_prompt_call_waits_for_its_further_one_only_if_there_is_time() {
+        let (guard, budget) = (guard(), Arc::new(Budget::new(Quotas::gcp())));
+        budget.debit(Quota::Metadata, 60);
+        let asked = AtomicUsize::new(0);
+        let call = async || {
+            asked.fetch_add(1, Ordering::SeqCst);
+            extra::ask(Quota::Metadata)
+        };
+        let cost = Cost::one(&budget, Quota::Values);
+        assert_eq!(guard.call(Retry::PROXIED_READ, cost, SECOND, call).await, Ok(()));
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+        assert!(budget.remaining()[1].now < 1.0, "it is counted");
+        let refused = guard.call(Retry::PROXIED_READ, cost, SECOND / 10, call).await;
+        assert!(matches!(refused, Err(BackendError::Throttled { retry_after: Some(_) })), "{refused:?}");
+        assert_eq!(guard.state(), BreakerState::Closed);
+        assert_eq!(guard.flowing().concurrency, 64, "the store asked for nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sync_at_full_speed_leaves_reads_their_reserve() {
+        let (guard, budget) = (Arc::new(guard()), budget(1000));
+        let mut sync = tokio::task::JoinSet::new();
+        for _ in 0..500 {
+            let (guard, budget) = (guard.clone(), budget.clone());
+            let call = async move {
+                let cost = Cost::one(&budget, Quota::Values);
+                guard.call(Retry::BACKGROUND, cost, LONG, async || Ok(())).await
+            };
+            sync.spawn(call);
+        }
+        tokio::time::sleep(SECOND / 10).await;
+        let start = Instant::now();
+        for _ in 0..20 {
+            let cost = Cost::one(&budget, Quota::Values);
+            assert_eq!(guard.call(Retry::PROXIED_READ, cost, SECOND, async || Ok(())).await, Ok(()));
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO, "no read has waited");
+        assert!(sync.join_all().await.into_iter().all(|call| call.is_ok()), "and the sync gets done");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_was_not_made_costs_nothing() {
+        let (guard, budget) = (guard(), budget(100));
+        fail(&guard, 5).await;
+        let cost = Cost::one(&budget, Quota::Values);
+        let refused = guard.call(Retry::PROXIED_READ, cost, SECOND, async || Ok(())).await;
+        assert!(matches!(refused, Err(BackendError::Open { .. })));
+        assert_eq!(budget.remaining()[0].now, 10.0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_throttling_store_is_called_less_and_then_as_much_as_before() {
+        let guard = guard();
+        let throttled = BackendError::Throttled { retry_after: None };
+        let seen: Vec<_> = [32, 16, 8, 4, 2, 1].into();
+        for expected in seen {
+            assert!(one(&guard, Err(throttled.clone())).await.is_err());
+            assert_eq!(guard.flowing().concurrency, expected);
+            tokio::time::advance(SECOND).await;
+        }
+        assert!(one(&guard, Err(throttled.clone())).await.is_err());
+        let until = guard.flowing().throttled_until.expect("even one at a time is too much");
+        let refused = guard.call(Retry::PROXIED_READ, Cost::FREE, SECOND, async || -> Result<(), _> {
+            panic!("was called")
+        });
+        assert_eq!(refused.await, Err(BackendError::Throttled { retry_after: Some(until - Instant::now()) }));
+        assert_eq!(guard.state(), BreakerState::Closed, "throttling is no outage");
+        tokio::time::advance(SECOND).await;
+        for _ in 0..3000 {
+            assert_eq!(one(&guard, Ok(())).await, Ok(()));
+        }
+        assert_eq!(guard.flowing(), Flowing { concurrency: 64, most: 64, throttled_until: None });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_at_once_keep_to_the_lowered_limit() {
+        let guard = Arc::new(guard());
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let herd = |calls: usize, outcome: Result<(), BackendError>| {
+            let (guard, running, most) = (guard.clone(), running.clone(), most.clone());
+            async move {
+                most.store(0, Ordering::SeqCst);
+                let mut herd = tokio::task::JoinSet::new();
+                for _ in 0..calls {
+                    let (guard, running, most, outcome) =
+                        (guard.clone(), running.clone(), most.clone(), outcome.clone());
+                    herd.spawn(async move {
+                        let call = async || {
+                            most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                            tokio::time::sleep(SECOND / 10).await;
+                            running.fetch_sub(1, Ordering::SeqCst);
+                            outcome.clone()
+                        };
+                        guard.call(Retry::NEVER, Cost::FREE, LONG, call).await
+                    });
+                }
+                herd.join_all().await;
+                most.load(Ordering::SeqCst)
+            }
+        };
+        assert_eq!(herd(64, Err(BackendError::Throttled { retry_after: None })).await, 64);
+        assert_eq!(herd(40, Err(BackendError::NotFound)).await, 32);
+        let recovering = herd(300, Ok(())).await;
+        assert!((33..64).contains(&recovering), "{recovering}");
     }
 }

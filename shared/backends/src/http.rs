@@ -1,21 +1,22 @@
-//! The HTTP client of an adapter: one per backend, built so that a credential goes nowhere but to its endpoint.
+//! The HTTP client of an adapter and of a login: one per server, built so that a credential goes nowhere but to its endpoint.
 //!
-//! No redirects, no proxy from the environment, no process-wide configuration. Answers are bounded: no compression is
+//! No redirects, no proxy from the environment, no process-wide configuration, no address that [`Egress`] refuses. Answers are bounded: no compression is
 //! asked for and none is taken, so the limit holds for what would be parsed.
 
-use std::error::Error;
 use std::io;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response, StatusCode};
-use scaivault_domain::backend::Endpoint;
+use reqwest::{Client, Method, Response, StatusCode};
+use rustls::ClientConfig;
+use scaivault_domain::backend::{Endpoint, Tls};
 use scaivault_domain::time::Timestamp;
 use scaivault_telemetry::trace::inject;
 use zeroize::Zeroizing;
 
+use crate::egress::{Egress, causes, refusal_in};
 use crate::error::BackendError;
 use crate::tls::{Trust, client_config};
 
@@ -47,32 +48,71 @@ pub(crate) fn encode(text: &str) -> String {
     utf8_percent_encode(text, PLAIN).to_string()
 }
 
-/// An answer whose status its adapter understands, read to its end.
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
+/// An answer whose status its reader understands, read to its end.
+pub struct Answer {
+    /// Its status: no redirection, no 429 and none above.
+    pub status: StatusCode,
     /// The server's clock.
-    pub(crate) date: Option<Timestamp>,
-    pub(crate) body: Zeroizing<Vec<u8>>,
+    pub date: Option<Timestamp>,
+    /// JSON; empty only with 204.
+    pub body: Zeroizing<Vec<u8>>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Http {
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// What a request brings along.
+pub enum Body<'a> {
+    /// JSON.
+    Json(Zeroizing<Vec<u8>>),
+    /// What is to be changed of a resource, by RFC 7396.
+    MergePatch(Vec<u8>),
+    /// The fields of a form.
+    Form(&'a [(&'a str, &'a str)]),
+}
+
+impl std::fmt::Debug for Body<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// A client of one server.
+#[derive(Clone, Debug)]
+pub struct Http {
     client: Client,
     base: String,
 }
 
-/// A client that sends a credential nowhere but to `endpoint`.
-pub(crate) fn client(
-    endpoint: &Endpoint,
-    trust: Trust<'_>,
-    headers: HeaderMap,
-) -> Result<Client, BackendError> {
+/// The TLS side of a client for `endpoint`.
+fn tls_config(endpoint: &Endpoint, tls: &Tls) -> Result<ClientConfig, BackendError> {
     // Without TLS there is nothing to verify, and perhaps no system roots either.
-    let trust = if endpoint.is_https() { trust } else { Trust::Anything };
+    client_config(if endpoint.is_https() { Trust::of(tls) } else { Trust::Anything })
+}
+
+/// A client that sends a credential nowhere but to `endpoint`, and connects to no address that `egress` refuses. For
+/// adapters, logins and the token endpoints of providers. It is for URLs that begin
+/// with this endpoint: other names do not resolve, but an address in a URL that a server sent would be connected to.
+///
+/// # Errors
+/// `EndpointRefused`, if the endpoint is an address that `egress` refuses; `InvalidConfig`, if the certificates of
+/// `tls` are unusable. A request fails with a [`Refusal`](crate::egress::Refusal) behind it if the endpoint's name
+/// leads to a refused address; see [`refusal_in`].
+pub fn client(
+    endpoint: &Endpoint,
+    tls: &Tls,
+    headers: HeaderMap,
+    egress: &Egress,
+) -> Result<Client, BackendError> {
+    egress.check_endpoint(endpoint)?;
     Client::builder()
-        .tls_backend_preconfigured(client_config(trust)?)
+        .tls_backend_preconfigured(tls_config(endpoint, tls)?)
         .redirect(Policy::none())
         .no_proxy()
+        .dns_resolver(egress.resolver(endpoint)?)
         .referer(false)
         .default_headers(headers)
         .connect_timeout(CONNECT_TIMEOUT)
@@ -84,26 +124,58 @@ pub(crate) fn client(
 }
 
 impl Http {
-    pub(crate) fn new(
+    /// A client of the server at `endpoint`, which is sent `headers` with every request.
+    ///
+    /// # Errors
+    /// `InvalidConfig`, if the CA certificate is unusable; `EndpointRefused`, if `egress` refuses the address.
+    pub fn new(
         endpoint: &Endpoint,
-        trust: Trust<'_>,
+        tls: &Tls,
         headers: HeaderMap,
+        egress: &Egress,
     ) -> Result<Self, BackendError> {
-        let client = client(endpoint, trust, headers)?;
+        let client = client(endpoint, tls, headers, egress)?;
         Ok(Http { client, base: endpoint.to_string() })
     }
 
-    /// Asks for the JSON at `path`, which begins with a slash and is encoded. Statuses that mean the same for every
-    /// store are errors already; the others are for the adapter.
-    pub(crate) async fn get_json(
+    /// Asks for the JSON at `path`, which begins with a slash and is encoded.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn get_json(
         &self,
         path: &str,
+        headers: HeaderMap,
+        limit: usize,
+    ) -> Result<Answer, BackendError> {
+        self.send(Method::GET, path, headers, None, limit).await
+    }
+
+    /// Sends a request to `path`, which begins with a slash and is encoded; the answer has at most `limit` bytes.
+    ///
+    /// # Errors
+    /// Statuses that mean the same for every store are errors already; the others are for the reader.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
         mut headers: HeaderMap,
+        body: Option<Body<'_>>,
         limit: usize,
     ) -> Result<Answer, BackendError> {
         inject(&mut headers);
-        let url = format!("{}{path}", self.base);
-        let response = self.client.get(url).headers(headers).send().await.map_err(|error| fault(&error))?;
+        let request = self.client.request(method, format!("{}{path}", self.base)).headers(headers);
+        let request = match body {
+            None => request,
+            Some(Body::Json(json)) => {
+                request.header(CONTENT_TYPE, "application/json").body(json.as_slice().to_vec())
+            }
+            Some(Body::MergePatch(json)) => {
+                request.header(CONTENT_TYPE, "application/merge-patch+json").body(json)
+            }
+            Some(Body::Form(fields)) => request.form(fields),
+        };
+        let response = request.send().await.map_err(|error| fault(&error))?;
         let status = response.status();
         if status.is_redirection() {
             return Err(BackendError::InvalidAnswer(
@@ -117,6 +189,9 @@ impl Http {
         }
         if status.is_server_error() {
             return Err(BackendError::Server { status: status.as_u16() });
+        }
+        if status == StatusCode::NO_CONTENT {
+            return Ok(Answer { status, date, body: Zeroizing::default() });
         }
         // Something in front of the store may say no in a language of its own.
         let is_json = |media_type: &str| media_type.trim().eq_ignore_ascii_case("application/json");
@@ -134,11 +209,14 @@ impl Http {
     }
 }
 
-fn header(response: &Response, name: HeaderName) -> Option<&str> {
+pub(crate) fn header(response: &Response, name: HeaderName) -> Option<&str> {
     response.headers().get(name)?.to_str().ok()
 }
 
-async fn read_body(mut response: Response, limit: usize) -> Result<Zeroizing<Vec<u8>>, BackendError> {
+pub(crate) async fn read_body(
+    mut response: Response,
+    limit: usize,
+) -> Result<Zeroizing<Vec<u8>>, BackendError> {
     let announced = response.content_length().unwrap_or(0);
     let announced = usize::try_from(announced).unwrap_or(usize::MAX);
     if announced > limit {
@@ -155,7 +233,10 @@ async fn read_body(mut response: Response, limit: usize) -> Result<Zeroizing<Vec
 }
 
 /// What a failed exchange means. The error itself is dropped: it prints the URL.
-fn fault(error: &reqwest::Error) -> BackendError {
+pub(crate) fn fault(error: &reqwest::Error) -> BackendError {
+    if let Some(refusal) = refusal_in(error) {
+        return refusal.into();
+    }
     if error.is_connect() {
         return BackendError::Unreachable(connect_fault(error));
     }
@@ -191,21 +272,13 @@ fn connect_fault(error: &reqwest::Error) -> &'static str {
     "no connection could be made"
 }
 
-/// What is behind `error`. An I/O error is no source of the one it wraps, so it is opened here.
-fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    std::iter::successors(error.source(), |&cause| match cause.downcast_ref::<io::Error>() {
-        Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
-        None => cause.source(),
-    })
-}
-
-fn parse_date(text: &str) -> Option<Timestamp> {
+pub(crate) fn parse_date(text: &str) -> Option<Timestamp> {
     let date = jiff::fmt::rfc2822::parse(text).ok()?;
     Some(Timestamp::from_millis(date.timestamp().as_millisecond()))
 }
 
 /// Seconds, or a moment by the server's own clock, which need not be ours.
-fn parse_retry_after(text: &str, now: Option<Timestamp>) -> Option<Duration> {
+pub(crate) fn parse_retry_after(text: &str, now: Option<Timestamp>) -> Option<Duration> {
     match text.trim().parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
         Err(_) => Some(parse_date(text)?.since(now?)),

@@ -5,6 +5,7 @@
 //! leads to; who takes the steps need not know what is in them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use scaivault_domain::mapping::RemoteName;
@@ -12,12 +13,13 @@ use scaivault_domain::secret::{Metadata, State};
 use scaivault_domain::time::Timestamp;
 use sha2::{Digest, Sha256};
 
+use crate::budget::{Budget, Quota};
 use crate::{PageToken, RemoteEntry, RemoteSecret};
 
 /// What a store says of the current version of a secret, without giving its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// The store's name of the version, as in [`RemoteSecret`].
+    /// The store's name of the version, as in [`RemoteSecret`]; empty if its listings name none.
     pub remote_version: String,
     /// Whether it has a value.
     pub state: State,
@@ -26,21 +28,20 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The time is part of the token because a secret that was removed and made again counts its versions anew; the
-    /// custom metadata because Vault changes it without a trace anywhere else.
-    pub(crate) fn new(
-        remote_version: String,
-        state: State,
-        created: Option<Timestamp>,
-        metadata: &Metadata,
-    ) -> Self {
-        let created = created.map_or(0, Timestamp::as_millis);
-        let mut token = format!("{remote_version}@{created}.{}", state.as_str());
+    /// The custom metadata is part of the token because stores change it without a trace anywhere else.
+    pub(crate) fn new(remote_version: String, state: State, stamp: &str, metadata: &Metadata) -> Self {
+        let mut token = format!("{stamp}.{}", state.as_str());
         if !metadata.is_empty() {
             token.push_str(&format!(".{:016x}", digest(metadata)));
         }
         Seen { remote_version, state, token }
     }
+}
+
+/// A stamp of a store that counts versions. The time is part of it because a secret that was removed and made again
+/// counts them anew.
+pub(crate) fn counted(remote_version: &str, created: Option<Timestamp>) -> String {
+    format!("{remote_version}@{}", created.map_or(0, Timestamp::as_millis))
 }
 
 /// Short, for there may be a million of them: it tells changes apart, it proves nothing.
@@ -55,10 +56,11 @@ fn digest(metadata: &Metadata) -> u64 {
 }
 
 impl RemoteSecret {
-    /// What a survey would have said of this version; `None` if the store tells no versions apart.
+    /// What a survey would have said of this version; `None` if the store's listings tell no versions apart.
     pub fn seen(&self) -> Option<Seen> {
-        let told = !self.remote_version.is_empty();
-        told.then(|| Seen::new(self.remote_version.clone(), State::Active, self.created, &self.metadata))
+        let stamp = self.stamp.as_ref()?;
+        let metadata = self.metadata.as_ref().unwrap_or(const { &Metadata::new() });
+        Some(Seen::new(self.remote_version.clone(), State::Active, stamp, metadata))
     }
 }
 
@@ -69,6 +71,8 @@ pub struct Surveyed {
     pub name: RemoteName,
     /// Its current version; `None`: the store does not tell, so it must be read.
     pub seen: Option<Seen>,
+    /// Its custom metadata, where listings tell it and reads do not.
+    pub metadata: Option<Metadata>,
 }
 
 /// A part of a survey.
@@ -96,6 +100,13 @@ pub enum Step {
     },
     /// What a listing did not tell of a secret.
     Secret(RemoteName),
+    /// The next part of a tree that is given in pages.
+    More {
+        /// The root of the tree, as in [`Step::Tree`].
+        root: Option<RemoteName>,
+        /// Where to go on.
+        after: PageToken,
+    },
 }
 
 /// How a folder is looked at, cheapest first. Not every store, and not every policy, allows every way.
@@ -120,18 +131,38 @@ pub struct Found {
 
 /// Counts the calls that were made for somebody, by operation.
 #[derive(Debug, Default)]
-pub struct Calls(Mutex<BTreeMap<&'static str, u64>>);
+pub struct Calls {
+    by_operation: Mutex<BTreeMap<&'static str, u64>>,
+    /// Calls that the budget does not know of yet.
+    beyond: [AtomicU32; Quota::ALL.len()],
+}
 
 impl Calls {
     /// One more call of `operation`.
     pub fn count(&self, operation: &'static str) {
-        let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut calls = self.by_operation.lock().unwrap_or_else(PoisonError::into_inner);
         *calls.entry(operation).or_default() += 1;
     }
 
     /// The calls so far.
     pub fn snapshot(&self) -> BTreeMap<&'static str, u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.by_operation.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One more call of `quota` than the one that the guard let through. It need not wait: whoever asks the budget next
+    /// waits the longer. For a handful of calls; what takes more belongs into further steps.
+    pub fn beyond(&self, quota: Quota) {
+        self.beyond[quota as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes the calls beyond what was let through from the budget.
+    pub(crate) fn debit(&self, budget: &Budget) {
+        for quota in Quota::ALL {
+            match self.beyond[quota as usize].swap(0, Ordering::Relaxed) {
+                0 => {}
+                calls => budget.debit(quota, calls),
+            }
+        }
     }
 }
 
@@ -141,7 +172,8 @@ mod tests {
 
     fn token(version: &str, state: State, created: i64, metadata: &[(&str, &str)]) -> String {
         let metadata = metadata.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
-        Seen::new(version.into(), state, Some(Timestamp::from_millis(created)), &metadata).token
+        let stamp = counted(version, Some(Timestamp::from_millis(created)));
+        Seen::new(version.into(), state, &stamp, &metadata).token
     }
 
     #[test]

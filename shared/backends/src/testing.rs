@@ -6,13 +6,17 @@ use scaivault_domain::backend::{Endpoint, VaultTarget};
 use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Barrier;
 use tokio_rustls::TlsAcceptor;
 
+use crate::egress::{Egress, Policy};
 use crate::{Lease, Material};
 
 /// What the server does after the head of a request.
 pub(crate) enum Reply {
     Bytes(Vec<u8>),
+    /// Bytes, as soon as as many requests wait for theirs as the barrier is for.
+    Together(Arc<Barrier>, Vec<u8>),
     Silence,
 }
 
@@ -41,7 +45,7 @@ impl Server {
         Self::serve(None, move |path, _| reply(path)).await
     }
 
-    /// [`Self::start`], where the reply depends on the headers too.
+    /// [`Self::start`], where the reply depends on the headers and the body behind them too.
     pub(crate) async fn start_with_heads(
         reply: impl Fn(&str, &str) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -80,7 +84,7 @@ impl Server {
         Server { address, heads }
     }
 
-    /// The requests so far, as they came.
+    /// The requests so far, as they came, each with its body behind the head.
     pub(crate) fn heads(&self) -> Vec<String> {
         self.heads.lock().expect("no test panicked with it").clone()
     }
@@ -91,18 +95,19 @@ impl Server {
     }
 
     pub(crate) fn target(&self) -> VaultTarget {
-        VaultTarget {
-            endpoint: Endpoint::parse(&format!("http://{}", self.address)).expect("an address is a URL"),
-            namespace: None,
-            ca_cert: None,
-            tls_verify: true,
-            kv: None,
-        }
+        let url = format!("http://{}", self.address);
+        VaultTarget::at(Endpoint::parse("endpoint", &url).expect("an address is a URL"))
     }
 }
 
 fn path_of(head: &str) -> &str {
     head.split(' ').nth(1).unwrap_or("")
+}
+
+fn length_of_body(head: &[u8]) -> usize {
+    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    length.map_or(0, |length| length.trim().parse().expect("our client counts right"))
 }
 
 async fn converse(
@@ -115,6 +120,11 @@ async fn converse(
         let Ok(byte) = stream.read_u8().await else { return };
         head.push(byte);
     }
+    let mut body = vec![0; length_of_body(&head)];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
+    head.append(&mut body);
     let head = String::from_utf8_lossy(&head).into_owned();
     let reply = reply(path_of(&head), &head);
     seen.lock().expect("no test panicked with it").push(head);
@@ -124,8 +134,18 @@ async fn converse(
             let _ = stream.write_all(&bytes).await;
             let _ = stream.shutdown().await;
         }
+        Reply::Together(others, bytes) => {
+            others.wait().await;
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+        }
         Reply::Silence => std::future::pending().await,
     }
+}
+
+/// For servers on loopback.
+pub(crate) fn egress() -> Egress {
+    Egress::new(Policy::default().with_loopback())
 }
 
 /// A lease on the token `token`.
@@ -134,5 +154,6 @@ pub(crate) fn lease(token: &str) -> Lease {
         id: format!("lease of {token}"),
         material: Material::VaultToken(SecretString::from(token)),
         expires_at: None,
+        login_generation: 0,
     }
 }

@@ -9,9 +9,12 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls_platform_verifier::Verifier;
 
+use scaivault_domain::backend::Tls;
+
 use crate::error::BackendError;
 
 /// Which certificates a server may show.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Trust<'a> {
     /// Those that the system trusts.
     System,
@@ -19,6 +22,16 @@ pub(crate) enum Trust<'a> {
     Only(&'a str),
     /// Any.
     Anything,
+}
+
+impl<'a> Trust<'a> {
+    pub(crate) fn of(tls: &'a Tls) -> Self {
+        match &tls.ca_cert {
+            _ if !tls.verify => Trust::Anything,
+            Some(pem) => Trust::Only(pem),
+            None => Trust::System,
+        }
+    }
 }
 
 /// The TLS side of a client. The provider is named here, so no process-wide default is needed.

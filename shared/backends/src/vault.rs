@@ -6,6 +6,7 @@
 //! less than what it would take to make that safe.
 
 mod survey;
+mod write;
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU64;
@@ -24,13 +25,14 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+use crate::egress::Egress;
 use crate::error::BackendError;
 use crate::http::{Answer, Http, client, encode, encode_path};
 use crate::mount::{Folder, Mount, literal_part};
-use crate::survey::{Calls, Found, Step, Way};
-use crate::tls::Trust;
+use crate::survey::{Calls, Found, Step, Way, counted};
 use crate::{
-    EntryKind, Lease, Material, Page, PageToken, RemoteEntry, RemoteSecret, RemoteVersion, SecretBackend,
+    EntryKind, Lease, Material, Page, PageToken, RemoteEntry, RemoteSecret, RemoteVersion, RemoteWrite,
+    SecretBackend, Written,
 };
 
 const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
@@ -56,6 +58,9 @@ const MOST_WAYS: u64 = 4096;
 const VALIDITY_IS_TRUSTED_FOR: Duration = Duration::from_secs(1);
 const VERDICT_IS_KEPT_FOR: Duration = Duration::from_secs(60);
 const MOST_VERDICTS: u64 = 256;
+
+/// Vault counts versions of a secret from 1; so many are never written.
+const NO_SUCH_VERSION: u64 = u32::MAX as u64;
 
 /// One Vault or OpenBao, in one namespace.
 #[derive(Debug)]
@@ -142,25 +147,18 @@ impl Question<'_> {
 /// The HTTP client for logins: as careful with the credential as the adapter's own.
 ///
 /// # Errors
-/// `InvalidConfig`, if the CA certificate is unusable.
-pub fn vault_client(target: &VaultTarget) -> Result<reqwest::Client, BackendError> {
-    client(&target.endpoint, trust(target), HeaderMap::new())
-}
-
-fn trust(target: &VaultTarget) -> Trust<'_> {
-    match &target.ca_cert {
-        _ if !target.tls_verify => Trust::Anything,
-        Some(pem) => Trust::Only(pem),
-        None => Trust::System,
-    }
+/// `InvalidConfig`, if the CA certificate is unusable; `EndpointRefused`, if `egress` refuses the endpoint's address.
+pub fn vault_client(target: &VaultTarget, egress: &Egress) -> Result<reqwest::Client, BackendError> {
+    client(&target.endpoint, &target.tls, HeaderMap::new(), egress)
 }
 
 impl VaultBackend {
     /// Prepares the connections; calls nobody yet.
     ///
     /// # Errors
-    /// `InvalidConfig`, if the CA certificate or the namespace is unusable.
-    pub fn connect(target: &VaultTarget) -> Result<Self, BackendError> {
+    /// `InvalidConfig`, if the CA certificate or the namespace is unusable; `EndpointRefused`, if `egress` refuses the
+    /// endpoint's address.
+    pub fn connect(target: &VaultTarget, egress: &Egress) -> Result<Self, BackendError> {
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST, HeaderValue::from_static("true"));
         if let Some(namespace) = &target.namespace {
@@ -169,7 +167,7 @@ impl VaultBackend {
             headers.insert(NAMESPACE, value);
         }
         Ok(VaultBackend {
-            http: Http::new(&target.endpoint, trust(target), headers)?,
+            http: Http::new(&target.endpoint, &target.tls, headers, egress)?,
             configured: target.kv.as_ref().map(|kv| Arc::new(Mount::configured(kv))),
             mounts: Cache::builder().max_capacity(MOST_MOUNTS).time_to_live(MOUNT_IS_TRUSTED_FOR).build(),
             verdicts: Cache::builder().max_capacity(MOST_VERDICTS).time_to_live(VERDICT_IS_KEPT_FOR).build(),
@@ -217,13 +215,10 @@ impl VaultBackend {
         name: &RemoteName,
         question: Question<'_>,
     ) -> Result<Answer, BackendError> {
-        let path = mount.path_of(name)?;
-        if path.is_empty() && !question.is_about_a_folder() {
-            return Err(BackendError::Unrepresentable);
-        }
-        let infix = (mount.version == KvVersion::V2).then(|| question.infix());
-        let segments = mount.segments().chain(infix).chain(path);
-        let mut path = encode_path(segments).ok_or(BackendError::Unrepresentable)?;
+        let mut path = match question.is_about_a_folder() {
+            true => path_in(mount, name, question.infix())?,
+            false => path_of_secret(mount, name, question.infix())?,
+        };
         path.push_str(&question.query(mount.version));
         let limit = match question {
             Question::Survey { way: Way::Scan, .. } => SCAN_LIMIT,
@@ -270,6 +265,17 @@ impl VaultBackend {
         Ok(Arc::new(Mount::looked_up(&mount.path, version)))
     }
 
+    /// The segments of the mount of `name`, its version, and the segments in it; `None` if that is not known.
+    pub(crate) async fn place(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+    ) -> Option<(Vec<String>, KvVersion, Vec<String>)> {
+        let mount = self.mount(lease, name).await.ok()?;
+        let below = mount.path_of(name).ok()?.into_iter().map(str::to_owned).collect();
+        Some((mount.segments().map(str::to_owned).collect(), mount.version, below))
+    }
+
     /// Vault says 403 to a token that ended as well as to one that may not read the name.
     async fn refusal(&self, lease: &Lease) -> BackendError {
         let look_up = async { Verdict { token: self.look_up_token(lease).await, at: Instant::now() } };
@@ -285,7 +291,8 @@ impl VaultBackend {
     async fn look_up_token(&self, lease: &Lease) -> Result<Token, BackendError> {
         let answer = self.get(lease, "/auth/token/lookup-self", READ_LIMIT).await?;
         match answer.status {
-            StatusCode::OK => Ok(Token::Valid),
+            // Whatever stands in front of Vault may say 200 to anything.
+            StatusCode::OK => Envelope::of(&answer)?.data.map(|_| Token::Valid).ok_or(NO_JSON_OF_VAULT),
             StatusCode::FORBIDDEN => {
                 // A token without the default policy may not even look itself up. Only the verdict of a policy is
                 // written as a list of one; taking that for an ended token would log in again for every such read.
@@ -360,7 +367,54 @@ impl SecretBackend for VaultBackend {
                 self.survey_folder(lease, name, after.as_ref(), *way, calls).await
             }
             Step::Secret(name) => self.survey_secret(lease, name, calls).await,
+            Step::More { .. } => Err(BackendError::InvalidConfig("a listing of another kind of store")),
         }
+    }
+
+    async fn write(
+        &self,
+        lease: &Lease,
+        name: &RemoteName,
+        write: &RemoteWrite,
+    ) -> Result<Written, BackendError> {
+        self.put(lease, name, write).await
+    }
+
+    async fn delete(&self, lease: &Lease, name: &RemoteName, expected: &str) -> Result<(), BackendError> {
+        self.delete_softly(lease, name, expected).await
+    }
+
+    async fn may_read(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
+        let version = NonZeroU64::new(NO_SUCH_VERSION).expect("it is not 0");
+        match self.mount(lease, name).await?.version {
+            // Whoever may read is told that there is no such version; nobody else is.
+            KvVersion::V2 => match self.ask(lease, name, Question::Version(version)).await {
+                Ok((KvVersion::V2, answer)) => match read_v2(&answer) {
+                    Err(BackendError::NotFound | BackendError::NotActive(_)) => Ok(()),
+                    Ok(_) => Err(BackendError::InvalidAnswer("a version that nobody can have made")),
+                    Err(error) => Err(error),
+                },
+                Ok((KvVersion::V1, _)) => {
+                    Err(BackendError::InvalidConfig("the KV mount is of version 1, not 2"))
+                }
+                Err(error) => Err(error),
+            },
+            // Without versions, every read gives the value.
+            KvVersion::V1 => self.may_read_v1(lease, name).await,
+        }
+    }
+
+    async fn may_list_versions(&self, lease: &Lease, name: &RemoteName) -> Result<(), BackendError> {
+        // What version 1 tells of a secret it tells along with the value.
+        if self.mount(lease, name).await?.version == KvVersion::V1 {
+            return Ok(());
+        }
+        self.history(lease, name).await.map(drop)
+    }
+
+    /// A token that was found valid is trusted to be for a second.
+    fn may_mistake_refusals(&self) -> bool {
+        true
     }
 
     async fn probe(&self, lease: &Lease) -> Result<(), BackendError> {
@@ -371,8 +425,23 @@ impl SecretBackend for VaultBackend {
     }
 }
 
+/// The path of a secret: that of the mount itself is none.
+fn path_of_secret(mount: &Mount, name: &RemoteName, infix: &str) -> Result<String, BackendError> {
+    if mount.path_of(name)?.is_empty() {
+        return Err(BackendError::Unrepresentable);
+    }
+    path_in(mount, name, infix)
+}
+
+/// The encoded path of `name` below `/v1`, on version 2 with the infix of what is asked.
+fn path_in(mount: &Mount, name: &RemoteName, infix: &str) -> Result<String, BackendError> {
+    let infix = (mount.version == KvVersion::V2).then_some(infix);
+    let segments = mount.segments().chain(infix).chain(mount.path_of(name)?);
+    encode_path(segments).ok_or(BackendError::Unrepresentable)
+}
+
 fn token_header(lease: &Lease) -> Result<HeaderMap, BackendError> {
-    let Material::VaultToken(token) = &lease.material;
+    let Material::VaultToken(token) = &lease.material else { return Err(BackendError::FOREIGN_LEASE) };
     let token = token.expose_secret();
     let unusable =
         BackendError::InvalidConfig("the token holds characters that no token has, such as a line break");
@@ -490,9 +559,10 @@ fn secret(raw: &RawValue) -> Result<RemoteSecret, BackendError> {
         value: SecretValue::new(text.as_bytes().to_vec()),
         kind: Kind::of_text(text.as_bytes()),
         content_type: "application/json".into(),
-        metadata: Metadata::new(),
+        metadata: Some(Metadata::new()),
         remote_version: String::new(),
         created: None,
+        stamp: None,
     })
 }
 
@@ -519,10 +589,13 @@ fn read_v2(answer: &Answer) -> Result<RemoteSecret, BackendError> {
         // A version written without keys, which Vault shows as an empty one.
         None => secret(parse("{}")?)?,
     };
+    let remote_version = metadata.version.to_string();
+    let created = Timestamp::parse(&metadata.life.created_time);
     Ok(RemoteSecret {
-        metadata: metadata.custom_metadata.unwrap_or_default(),
-        remote_version: metadata.version.to_string(),
-        created: Timestamp::parse(&metadata.life.created_time),
+        metadata: Some(metadata.custom_metadata.unwrap_or_default()),
+        stamp: Some(counted(&remote_version, created)),
+        remote_version,
+        created,
         ..secret
     })
 }

@@ -62,6 +62,12 @@ impl NodeBoard {
         all
     }
 
+    /// How many connected nodes serve `tenant`.
+    pub fn serving(&self, tenant: &TenantId) -> usize {
+        let nodes = self.lock();
+        nodes.values().filter(|entry| entry.status.connected && entry.tenants.serves(tenant)).count()
+    }
+
     /// Changes whenever a status does.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

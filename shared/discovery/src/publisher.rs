@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use prost::Message as _;
 use scaivault_domain::access::Caller;
+use scaivault_domain::budget::Slice;
 use scaivault_domain::error::Reason;
 use scaivault_domain::lease::LeaseKey;
 use scaivault_domain::path::SecretPath;
@@ -186,6 +187,7 @@ enum SentLease {
     Held {
         id: String,
         remaining: Option<Duration>,
+        slice: Option<Slice>,
     },
     Refused {
         reason: Option<Reason>,
@@ -688,9 +690,10 @@ impl Publisher {
                 continue;
             }
             let news = match self.leases.get(key) {
-                Some(SentLease::Resumed { id }) => *id != push.id,
-                Some(SentLease::Held { id, remaining }) => {
-                    *id != push.id || renewed(*remaining, push.remaining)
+                // Which slice goes with it was not resumed.
+                Some(SentLease::Resumed { id }) => *id != push.id || push.slice.is_some(),
+                Some(SentLease::Held { id, remaining, slice }) => {
+                    *id != push.id || *slice != push.slice || renewed(*remaining, push.remaining)
                 }
                 Some(SentLease::Refused { .. }) | None => true,
             };
@@ -700,8 +703,9 @@ impl Publisher {
                 draft.in_flight.leases.push((key.clone(), push.id.clone()));
                 self.refused_leases.remove(key);
             }
-            self.leases
-                .insert(key.clone(), SentLease::Held { id: push.id.clone(), remaining: push.remaining });
+            let LeasePush { id, remaining, slice, .. } = push;
+            let (id, remaining, slice) = (id.clone(), *remaining, slice.clone());
+            self.leases.insert(key.clone(), SentLease::Held { id, remaining, slice });
         }
         Some(())
     }

@@ -11,17 +11,19 @@ use std::time::Duration;
 use prost::Message as _;
 use scaivault_domain::access::{Caller, Capability, Effect, PolicyRule, Scope};
 use scaivault_domain::backend::{
-    BackendId, Endpoint, KvMount, KvVersion, Target, VaultTarget, check_timeout,
+    AwsRegion, AwsTarget, AzureTarget, BackendId, Endpoint, GcpTarget, KvMount, KvVersion, ProjectId, Target,
+    Tls, VaultTarget, check_timeout,
 };
+use scaivault_domain::budget::{Share, Slice};
 use scaivault_domain::error::{Error, Reason};
 use scaivault_domain::lease::{LeaseKey, Material};
-use scaivault_domain::mapping::{Overrides, PathMapping, Rule};
+use scaivault_domain::mapping::{GivenRule, Overrides, PathMapping, Rule, Separator};
 use scaivault_domain::pattern::Pattern;
 use scaivault_domain::sync::{ConflictPolicy, Mode, SyncSettings, WritePolicy};
 use scaivault_domain::tenant::{BackendName, TenantId};
 use scaivault_domain::time::Timestamp;
 use scaivault_domain::token::TokenHash;
-use scaivault_domain::view::{BackendView, TenantView};
+use scaivault_domain::view::{BackendView, Generation, TenantView};
 use scaivault_proto::discovery::v1 as pb;
 use secrecy::ExposeSecret as _;
 
@@ -65,10 +67,14 @@ pub struct LeasePush {
     pub key: LeaseKey,
     /// Its id; a new credential has a new one, a renewed one keeps it.
     pub id: String,
+    /// The generation of the login that it is for.
+    pub login_generation: Generation,
     /// How long it lasts from now; `None` if it does not end.
     pub remaining: Option<Duration>,
     /// The credential.
     pub material: Material,
+    /// How often the node may use it; `None` if nothing limits that.
+    pub slice: Option<Slice>,
 }
 
 /// Why a lease cannot be had, or is over.
@@ -176,9 +182,8 @@ fn backend_to_wire(backend: &BackendView) -> pb::BackendView {
     pb::BackendView {
         id: backend.id.to_string(),
         name: backend.name.to_string(),
-        target: Some(match &backend.target {
-            Target::HashicorpVault(vault) => pb::backend_view::Target::HashicorpVault(vault_to_wire(vault)),
-        }),
+        target: Some(target_to_wire(&backend.target)),
+        login_generation: backend.login_generation,
         rules: rules.collect(),
         mode: backend.mode.as_str().to_owned(),
         enabled: backend.enabled,
@@ -192,6 +197,7 @@ fn rule_to_wire(rule: &Rule) -> pb::ViewRule {
     pb::ViewRule {
         pattern: rule.pattern.as_str().to_owned(),
         template: rule.template.as_str().to_owned(),
+        separator: rule.separator.as_ref().map_or("", Separator::as_str).to_owned(),
         mode: mode.map_or("", Mode::as_str).to_owned(),
         sync_interval: sync_interval.and_then(duration_to_wire),
         write_policy: write_policy.map_or("", WritePolicy::as_str).to_owned(),
@@ -234,20 +240,27 @@ fn settings_from_wire(settings: &pb::SyncSettings) -> Result<SyncSettings, Refus
 }
 
 fn backend_from_wire(id: BackendId, backend: pb::BackendView) -> Result<BackendView, Refused> {
-    let target = match backend.target.ok_or_else(|| Refused::new("the kind of store is not known here"))? {
-        pb::backend_view::Target::HashicorpVault(vault) => Target::HashicorpVault(vault_from_wire(vault)?),
-    };
+    let target =
+        target_from_wire(backend.target.ok_or_else(|| Refused::new("the kind of store is not known here"))?)?;
     let timeout =
         duration_from_wire(backend.timeout, "timeout")?.ok_or_else(|| Refused::new("has no timeout"))?;
-    let rules =
-        backend.rules.iter().map(|rule| Ok((&rule.pattern, &rule.template, overrides_from_wire(rule)?)));
+    let rules = backend.rules.iter().map(|rule| {
+        Ok(GivenRule {
+            pattern: &rule.pattern,
+            template: &rule.template,
+            separator: &rule.separator,
+            overrides: overrides_from_wire(rule)?,
+        })
+    });
     let mapping = PathMapping::parse_rules(rules.collect::<Result<Vec<_>, Refused>>()?)?;
+    target.kind().naming().check(&mapping)?;
     let mode = Mode::parse(&backend.mode)?;
     let sync = settings_from_wire(&backend.sync.ok_or_else(|| Refused::new("has no sync settings"))?)?;
     // How short an interval may be is the control plane's to say.
     sync.check(mode, mapping.rules(), Duration::ZERO)?;
     Ok(BackendView {
         id,
+        login_generation: backend.login_generation,
         name: BackendName::parse(&backend.name)?,
         target,
         mapping,
@@ -258,12 +271,66 @@ fn backend_from_wire(id: BackendId, backend: pb::BackendView) -> Result<BackendV
     })
 }
 
+fn target_to_wire(target: &Target) -> pb::backend_view::Target {
+    let Tls { ca_cert, verify: tls_verify } = target.tls().clone();
+    let ca_cert = ca_cert.unwrap_or_default();
+    let given = |endpoint: &Option<Endpoint>| endpoint.as_ref().map(Endpoint::to_string).unwrap_or_default();
+    match target {
+        Target::HashicorpVault(vault) => pb::backend_view::Target::HashicorpVault(vault_to_wire(vault)),
+        Target::AwsSecretsManager(aws) => pb::backend_view::Target::AwsSecretsManager(pb::AwsTarget {
+            region: aws.region.to_string(),
+            endpoint: given(&aws.endpoint),
+            ca_cert,
+            tls_verify,
+        }),
+        Target::AzureKeyVault(azure) => pb::backend_view::Target::AzureKeyVault(pb::AzureTarget {
+            vault_url: azure.vault.to_string(),
+            ca_cert,
+            tls_verify,
+        }),
+        Target::GoogleSecretManager(gcp) => pb::backend_view::Target::GoogleSecretManager(pb::GcpTarget {
+            project: gcp.project.to_string(),
+            location: gcp.location.clone().unwrap_or_default(),
+            endpoint: given(&gcp.endpoint),
+            ca_cert,
+            tls_verify,
+        }),
+    }
+}
+
+fn target_from_wire(target: pb::backend_view::Target) -> Result<Target, Refused> {
+    let tls = |ca_cert, verify| Tls { ca_cert: some_text(ca_cert), verify };
+    let endpoint = |text: String| some_text(text).map(|text| Endpoint::parse("endpoint", &text)).transpose();
+    Ok(match target {
+        pb::backend_view::Target::HashicorpVault(vault) => Target::HashicorpVault(vault_from_wire(vault)?),
+        pb::backend_view::Target::AwsSecretsManager(aws) => Target::AwsSecretsManager(AwsTarget {
+            region: AwsRegion::parse("region", &aws.region)?,
+            endpoint: endpoint(aws.endpoint)?,
+            tls: tls(aws.ca_cert, aws.tls_verify),
+        }),
+        pb::backend_view::Target::AzureKeyVault(azure) => Target::AzureKeyVault(AzureTarget {
+            vault: Endpoint::parse("vault_url", &azure.vault_url)?,
+            tls: tls(azure.ca_cert, azure.tls_verify),
+        }),
+        pb::backend_view::Target::GoogleSecretManager(gcp) => {
+            let location = some_text(gcp.location);
+            location.as_deref().map(GcpTarget::check_location).transpose()?;
+            Target::GoogleSecretManager(GcpTarget {
+                project: ProjectId::parse(&gcp.project)?,
+                location,
+                endpoint: endpoint(gcp.endpoint)?,
+                tls: tls(gcp.ca_cert, gcp.tls_verify),
+            })
+        }
+    })
+}
+
 fn vault_to_wire(vault: &VaultTarget) -> pb::VaultTarget {
     pb::VaultTarget {
         endpoint: vault.endpoint.to_string(),
         namespace: vault.namespace.clone().unwrap_or_default(),
-        ca_cert: vault.ca_cert.clone().unwrap_or_default(),
-        tls_verify: vault.tls_verify,
+        ca_cert: vault.tls.ca_cert.clone().unwrap_or_default(),
+        tls_verify: vault.tls.verify,
         kv_mount: vault.kv.as_ref().map_or_else(String::new, |kv| kv.path.clone()),
         kv_version: vault.kv.as_ref().map_or(0, |kv| match kv.version {
             KvVersion::V1 => 1,
@@ -289,10 +356,9 @@ fn vault_from_wire(vault: pb::VaultTarget) -> Result<VaultTarget, Refused> {
         return Err(Refused::new("the namespace has a control character"));
     }
     Ok(VaultTarget {
-        endpoint: Endpoint::parse(&vault.endpoint)?,
+        endpoint: Endpoint::parse("endpoint", &vault.endpoint)?,
         namespace: some_text(vault.namespace),
-        ca_cert: some_text(vault.ca_cert),
-        tls_verify: vault.tls_verify,
+        tls: Tls { ca_cert: some_text(vault.ca_cert), verify: vault.tls_verify },
         kv,
     })
 }
@@ -383,10 +449,26 @@ pub fn lease_to_wire(lease: &LeasePush) -> pb::Lease {
     pb::Lease {
         key: Some(key_to_wire(&lease.key)),
         id: lease.id.clone(),
+        login_generation: lease.login_generation,
         remaining: lease.remaining.and_then(duration_to_wire),
         material: Some(match &lease.material {
             Material::VaultToken(token) => pb::lease::Material::VaultToken(token.expose_secret().to_owned()),
+            Material::AwsKeys { access_key_id, secret_access_key, session_token } => {
+                pb::lease::Material::AwsKeys(pb::AwsKeys {
+                    access_key_id: access_key_id.clone(),
+                    secret_access_key: secret_access_key.expose_secret().to_owned(),
+                    session_token: session_token
+                        .as_ref()
+                        .map(|token| token.expose_secret().to_owned())
+                        .unwrap_or_default(),
+                })
+            }
+            Material::Bearer(token) => pb::lease::Material::Bearer(token.expose_secret().to_owned()),
         }),
+        call_budget: lease
+            .slice
+            .as_ref()
+            .map(|slice| pb::CallBudget { name: slice.budget.as_ref().to_owned(), share: slice.share.get() }),
     }
 }
 
@@ -404,12 +486,31 @@ pub fn lease_from_wire(lease: pb::Lease) -> Result<LeasePush, Refused> {
         Some(pb::lease::Material::VaultToken(token)) if is_header_text(&token) => {
             Material::VaultToken(token.into())
         }
-        Some(pb::lease::Material::VaultToken(_)) => {
-            return Err(Refused::new("the credential of a lease cannot stand in a header"));
+        Some(pb::lease::Material::Bearer(token)) if is_header_text(&token) => Material::Bearer(token.into()),
+        Some(pb::lease::Material::AwsKeys(keys))
+            if is_header_text(&keys.access_key_id)
+                && !keys.secret_access_key.is_empty()
+                && (keys.session_token.is_empty() || is_header_text(&keys.session_token)) =>
+        {
+            Material::AwsKeys {
+                access_key_id: keys.access_key_id,
+                secret_access_key: keys.secret_access_key.into(),
+                session_token: some_text(keys.session_token).map(Into::into),
+            }
         }
+        Some(_) => return Err(Refused::new("the credential of a lease cannot stand in a header")),
         None => return Err(Refused::new("the credential of a lease is of a kind that is not known here")),
     };
-    Ok(LeasePush { key, id: lease.id, remaining, material })
+    let slice = lease.call_budget.map(slice_from_wire).transpose()?;
+    Ok(LeasePush { key, id: lease.id, login_generation: lease.login_generation, remaining, material, slice })
+}
+
+fn slice_from_wire(budget: pb::CallBudget) -> Result<Slice, Refused> {
+    let share = Share::new(budget.share).ok_or_else(|| Refused::new("a call budget is not a part of one"))?;
+    if budget.name.is_empty() {
+        return Err(Refused::new("a call budget has no name"));
+    }
+    Ok(Slice { budget: budget.name.into(), share })
 }
 
 /// The refusal of a lease as it is pushed.

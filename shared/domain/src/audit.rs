@@ -33,6 +33,9 @@ pub enum Action {
     /// Backends, their status or events were looked at.
     #[serde(rename = "backend.read")]
     BackendRead,
+    /// A backend was tested, configured or not.
+    #[serde(rename = "backend.test")]
+    BackendTest,
     /// Tenants, policies, tokens or nodes were looked at.
     #[serde(rename = "admin.read")]
     AdminRead,
@@ -45,7 +48,7 @@ pub enum Action {
     /// A token was created, renewed or revoked.
     #[serde(rename = "token.write")]
     TokenWrite,
-    /// A tenant was created or deleted.
+    /// A tenant was created, changed or deleted.
     #[serde(rename = "tenant.write")]
     TenantWrite,
     /// A node was invited, enrolled or removed.
@@ -79,6 +82,7 @@ impl Action {
             Action::SecretDelete => "secret.delete",
             Action::BackendWrite => "backend.write",
             Action::BackendRead => "backend.read",
+            Action::BackendTest => "backend.test",
             Action::AdminRead => "admin.read",
             Action::AuditRead => "audit.read",
             Action::PolicyWrite => "policy.write",

@@ -228,6 +228,18 @@ impl Error {
         Error::new(Reason::NotSynced, format!("the last sync skipped the secret: {}", reason.as_str()))
     }
 
+    /// A path that the store of its backend has no name for. The store was not asked.
+    pub fn unrepresentable(backend: &BackendName) -> Self {
+        Error::new(Reason::Unrepresentable, format!("the backend `{backend}` can have no name for this path"))
+    }
+
+    /// A use of a backend that has another store or login by now.
+    pub fn reconfigured() -> Self {
+        Error::new(Reason::NoLease, "the backend's configuration has just changed")
+            .next("try again")
+            .retry_after(Duration::from_secs(1))
+    }
+
     /// A use of a backend that is switched off.
     pub fn backend_disabled(backend: &BackendName) -> Self {
         Error::new(Reason::BackendUnreachable, format!("backend `{backend}` is disabled"))

@@ -5,6 +5,7 @@
 pub mod access;
 pub mod audit;
 pub mod backend;
+pub mod budget;
 pub mod error;
 pub mod event;
 pub mod lease;

@@ -1,5 +1,6 @@
 //! Path mappings: ordered rules between secret paths and names in a remote store. The first match wins.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -59,11 +60,69 @@ impl RemoteName {
     /// Whether a template with this many literal segments at its beginning spells the name.
     ///
     /// A difference in the count matters only if it makes one of Vault's infixes literal for one and captured for the
-    /// other.
+    /// other. An infix stands behind a mount, so the first segment is none, nor is a name in a store without folders.
     fn spelled_by(&self, literal: usize) -> bool {
-        let (fewer, more) = (self.literal.min(literal), self.literal.max(literal));
+        let (fewer, more) = (self.literal.min(literal).max(1), self.literal.max(literal));
         !self.segments().take(more).skip(fewer).any(|segment| matches!(segment, "data" | "metadata"))
     }
+}
+
+/// What joins the segments of a name in a store whose names have no slashes, e.g. `--`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Separator(String);
+
+impl Separator {
+    /// Longest separator in bytes.
+    pub const MAX_BYTES: usize = 16;
+
+    /// Parses a separator.
+    ///
+    /// # Errors
+    /// What is wrong, to be read behind "the separator …".
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        if text.is_empty() || text.len() > Self::MAX_BYTES {
+            return Err("has 1 to 16 characters");
+        }
+        if !text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b'*') {
+            return Err("has a character that cannot join names");
+        }
+        Ok(Separator(text.to_owned()))
+    }
+
+    /// The separator.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The segments as one name; `None` if splitting that would give others.
+    fn join(&self, segments: &[&str]) -> Option<String> {
+        let name = segments.join(&self.0);
+        self.split(&name).eq(segments.iter().copied()).then_some(name)
+    }
+
+    fn split<'n>(&'n self, name: &'n str) -> impl Iterator<Item = &'n str> {
+        name.split(self.0.as_str())
+    }
+}
+
+impl fmt::Display for Separator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A rule as it is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GivenRule<'t> {
+    /// The text of the pattern.
+    pub pattern: &'t str,
+    /// The text of the template.
+    pub template: &'t str,
+    /// The text of the separator; empty: none.
+    pub separator: &'t str,
+    /// What it overrides.
+    pub overrides: Overrides,
 }
 
 /// One `pattern -> template` of a mapping.
@@ -73,6 +132,9 @@ pub struct Rule {
     pub pattern: Pattern,
     /// The name of such a path in the remote store.
     pub template: Template,
+    /// What joins the segments of the name there; `None`: slashes.
+    #[serde(default)]
+    pub separator: Option<Separator>,
     /// What it says differently from its backend.
     #[serde(default)]
     pub overrides: Overrides,
@@ -166,29 +228,32 @@ impl PathMapping {
     pub fn parse<P: AsRef<str>, T: AsRef<str>>(
         pairs: impl IntoIterator<Item = (P, T)>,
     ) -> Result<Self, Error> {
-        Self::parse_rules(
-            pairs.into_iter().map(|(pattern, template)| (pattern, template, Overrides::default())),
-        )
+        let pairs: Vec<_> = pairs.into_iter().collect();
+        Self::parse_rules(pairs.iter().map(|(pattern, template)| GivenRule {
+            pattern: pattern.as_ref(),
+            template: template.as_ref(),
+            ..GivenRule::default()
+        }))
     }
 
-    /// Parses rules with what they override, in their order.
+    /// Parses rules in their order.
     ///
     /// # Errors
     /// `invalid_mapping`, naming the rule.
-    pub fn parse_rules<P: AsRef<str>, T: AsRef<str>>(
-        given: impl IntoIterator<Item = (P, T, Overrides)>,
-    ) -> Result<Self, Error> {
+    pub fn parse_rules<'t>(given: impl IntoIterator<Item = GivenRule<'t>>) -> Result<Self, Error> {
         let mut rules = Vec::new();
-        for (index, (pattern, template, overrides)) in given.into_iter().enumerate() {
-            let (pattern, template) = (pattern.as_ref(), template.as_ref());
+        for (index, GivenRule { pattern, template, separator, overrides }) in given.into_iter().enumerate() {
             let invalid = |what: &str, text: &str, fault: &str| {
                 let shown: String = text.chars().take(80).collect();
                 let detail = format!("the {what} {shown:?} {fault}");
                 Error::field(Reason::InvalidMapping, format!("/path_mapping/{index}"), detail)
             };
+            let separator = (!separator.is_empty())
+                .then(|| Separator::parse(separator).map_err(|fault| invalid("separator", separator, fault)));
             rules.push(Rule {
                 pattern: Pattern::parse(pattern).map_err(|fault| invalid("pattern", pattern, fault))?,
                 template: Template::parse(template).map_err(|fault| invalid("template", template, fault))?,
+                separator: separator.transpose()?,
                 overrides,
             });
         }
@@ -200,13 +265,24 @@ impl PathMapping {
         &self.0
     }
 
-    /// The first rule that owns `path`, and the remote name it gives.
-    pub fn forward(&self, path: &SecretPath) -> Option<(usize, RemoteName)> {
+    /// The first rule that owns `path`, by index.
+    pub fn owner(&self, path: &SecretPath) -> Option<usize> {
+        let segments: Vec<_> = path.segments().collect();
+        self.0.iter().position(|rule| rule.pattern.captures(&segments).is_some())
+    }
+
+    /// The first rule that owns `path`, and the remote name it gives; no name, if the rule's separator stands in one of
+    /// the segments, so that the name would be another path's.
+    pub fn forward(&self, path: &SecretPath) -> Option<(usize, Option<RemoteName>)> {
         let segments: Vec<_> = path.segments().collect();
         self.0.iter().enumerate().find_map(|(index, rule)| {
             let captures = rule.pattern.captures(&segments)?;
+            let name = match &rule.separator {
+                None => Some(rule.template.fill(&captures)),
+                Some(separator) => separator.join(&rule.template.fill_segments(&captures)),
+            };
             let literal = rule.template.literal_prefix().count();
-            Some((index, RemoteName { text: rule.template.fill(&captures), literal }))
+            Some((index, name.map(|text| RemoteName { text, literal })))
         })
     }
 
@@ -214,9 +290,12 @@ impl PathMapping {
     ///
     /// A path is given only if it maps forward to the same rule and the same name.
     pub fn reverse(&self, name: &RemoteName) -> Vec<Result<SecretPath, Skip>> {
-        let segments: Vec<_> = name.segments().collect();
         let mut paths = Vec::new();
         for (index, rule) in self.0.iter().enumerate() {
+            let segments: Vec<_> = match &rule.separator {
+                None => name.segments().collect(),
+                Some(separator) => separator.split(&name.text).collect(),
+            };
             let Some(captures) = rule.template.captures(&segments) else { continue };
             if !name.spelled_by(rule.template.literal_prefix().count()) {
                 continue;
@@ -227,7 +306,7 @@ impl PathMapping {
             });
             paths.push(path.and_then(|path| match self.forward(&path) {
                 Some((owner, _)) if owner != index => Err(Skip::ShadowedByRule),
-                Some((_, there)) if there.text == name.text => Ok(path),
+                Some((_, Some(there))) if there.text == name.text => Ok(path),
                 _ => Err(Skip::RoundTrip),
             }));
         }
@@ -271,6 +350,9 @@ impl Rule {
         if prefix.len() > folder.len() + below && prefix.starts_with(&folder) {
             return Listing::Folder(format!("{}/", prefix[..=folder.len()].join("/")));
         }
+        if self.separator.is_some() {
+            return Listing::Walk(None);
+        }
         let root: Vec<_> = self.template.literal_prefix().collect();
         if self.pattern.is_literal()
             && let [parent @ .., _] = &root[..]
@@ -311,9 +393,9 @@ mod tests {
             ("e/**", "kv/data/**"),
         ]);
         let name = |text: &str, literal| RemoteName::with_literal(text, literal);
-        assert_eq!(mapping.forward(&path("e/apps/special")), Some((0, name("kv/data/other", 3))));
-        assert_eq!(mapping.forward(&path("e/apps/x")), Some((1, name("kv/data/a/x", 3))));
-        assert_eq!(mapping.forward(&path("e/x/y/z")), Some((2, name("kv/data/x/y/z", 2))));
+        assert_eq!(mapping.forward(&path("e/apps/special")), Some((0, Some(name("kv/data/other", 3)))));
+        assert_eq!(mapping.forward(&path("e/apps/x")), Some((1, Some(name("kv/data/a/x", 3)))));
+        assert_eq!(mapping.forward(&path("e/x/y/z")), Some((2, Some(name("kv/data/x/y/z", 2)))));
         assert_eq!(mapping.forward(&path("other")), None);
     }
 
@@ -333,6 +415,16 @@ mod tests {
         assert_eq!(paths("kv/data/x", 2), [Ok(path("e/a/x"))]);
         assert_eq!(paths("kv/data/x", 1), [Ok(path("e/b/data/x"))]);
         assert_eq!(paths("kv/apps/x", 1), [Ok(path("e/b/apps/x")), Ok(path("e/c/x"))]);
+    }
+
+    #[test]
+    fn a_name_without_folders_may_be_that_of_an_infix() {
+        let literal_and_captured = mapping(&[("e/one", "data"), ("e/*", "*")]);
+        for literal in [0, 1] {
+            let paths = |text: &str| literal_and_captured.reverse(&RemoteName::with_literal(text, literal));
+            assert_eq!(paths("data"), [Ok(path("e/one")), Ok(path("e/data"))]);
+            assert_eq!(paths("metadata"), [Ok(path("e/metadata"))]);
+        }
     }
 
     #[test]
@@ -372,12 +464,62 @@ mod tests {
         assert_eq!(mapping(&[("e/x/db", "kv/y")]).listings(&folder("e/x")), [level("kv")]);
     }
 
+    fn separated(rules: &[(&str, &str, &str)]) -> PathMapping {
+        let rule =
+            |(pattern, template, separator)| GivenRule { pattern, template, separator, ..Default::default() };
+        PathMapping::parse_rules(rules.iter().copied().map(rule)).expect("a valid mapping")
+    }
+
+    #[test]
+    fn a_separator_joins_what_it_can_part_again() {
+        let mapping = separated(&[("e/**", "app/**", "--")]);
+        let there = |text: &str| {
+            mapping.forward(&path(text)).and_then(|(_, name)| name).map(|name| name.as_str().to_owned())
+        };
+        assert_eq!(there("e/db/password").as_deref(), Some("app--db--password"));
+        assert_eq!(there("e/db-password").as_deref(), Some("app--db-password"));
+        for text in ["e/a--b", "e/a-/b", "e/--"] {
+            assert_eq!(there(text), None, "{text}");
+        }
+        let back = |text: &str| mapping.reverse(&RemoteName::new(text));
+        assert_eq!(back("app--db--password"), [Ok(path("e/db/password"))]);
+        assert_eq!(back("app--db---x"), [Ok(path("e/db/-x"))]);
+        assert_eq!(back("app--db----x"), [Err(Skip::Charset)]);
+        assert_eq!(back("other"), [Err(Skip::NoRule)]);
+    }
+
+    #[test]
+    fn a_separator_is_a_text_that_can_join() {
+        for separator in ["/", "a/b", "*", " ", "ä", "12345678901234567"] {
+            let rule = GivenRule { pattern: "e/**", template: "**", separator, ..Default::default() };
+            let error = PathMapping::parse_rules([rule]).expect_err(separator);
+            assert_eq!(error.violations[0].pointer, "/path_mapping/0", "{separator}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_separated_name_is_one_path(path in paths(), separator in "(-|--|_|__|x)") {
+            let mapping = separated(&[("**", "**", separator.as_str())]);
+            if let Some((_, Some(name))) = mapping.forward(&path) {
+                prop_assert_eq!(mapping.reverse(&name), [Ok(path)]);
+            }
+        }
+
+        #[test]
+        fn what_a_separator_parts_it_joins_again(name in "[a-z_-]{1,20}", separator in "(-|--|_|__|x)") {
+            let mapping = separated(&[("**", "**", separator.as_str())]);
+            for path in mapping.reverse(&RemoteName::new(name.as_str())).into_iter().flatten() {
+                let there = mapping.forward(&path).and_then(|(_, there)| there).map(|there| there.text);
+                prop_assert_eq!(there.as_deref(), Some(name.as_str()));
+            }
+        }
+
         #[test]
         fn what_maps_forward_maps_back(patterns in proptest::collection::vec(patterns(), 1..4), path in paths()) {
             let pairs = patterns.iter().enumerate().map(|(i, p)| (p.as_str(), format!("kv/r{i}/{p}")));
             let Ok(mapping) = PathMapping::parse(pairs) else { return Ok(()) };
-            if let Some((_, name)) = mapping.forward(&path) {
+            if let Some((_, Some(name))) = mapping.forward(&path) {
                 prop_assert!(mapping.reverse(&name).contains(&Ok(path)));
             }
         }
@@ -387,7 +529,7 @@ mod tests {
             let Ok(mapping) = PathMapping::parse(patterns.iter().map(|p| (p.as_str(), p.as_str()))) else { return Ok(()) };
             let name = RemoteName::new(name.as_str());
             for path in mapping.reverse(&name).into_iter().flatten() {
-                let there = mapping.forward(&path).map(|(_, there)| there.text);
+                let there = mapping.forward(&path).and_then(|(_, there)| there).map(|there| there.text);
                 prop_assert_eq!(there.as_deref(), Some(name.as_str()));
             }
         }

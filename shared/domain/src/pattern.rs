@@ -73,18 +73,16 @@ impl Glob {
     }
 
     fn fill(&self, captures: &Captures<'_>) -> String {
+        self.fill_segments(captures).join("/")
+    }
+
+    fn fill_segments<'n>(&'n self, captures: &Captures<'n>) -> Vec<&'n str> {
         let mut wildcards = captures.0.iter();
-        let mut name = String::new();
+        let mut name = Vec::new();
         for segment in &self.segments {
-            let parts: &[&str] = match segment {
-                Segment::Literal(literal) => &[literal],
-                Segment::One | Segment::Many => wildcards.next().map_or(&[], Vec::as_slice),
-            };
-            for part in parts {
-                if !name.is_empty() {
-                    name.push('/');
-                }
-                name.push_str(part);
+            match segment {
+                Segment::Literal(literal) => name.push(&**literal),
+                Segment::One | Segment::Many => name.extend(wildcards.next().into_iter().flatten()),
             }
         }
         name
@@ -93,6 +91,13 @@ impl Glob {
     /// Literal segments before the first wildcard.
     fn literal_prefix(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().map_while(|segment| match segment {
+            Segment::Literal(literal) => Some(&**literal),
+            Segment::One | Segment::Many => None,
+        })
+    }
+
+    fn literals(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().filter_map(|segment| match segment {
             Segment::Literal(literal) => Some(&**literal),
             Segment::One | Segment::Many => None,
         })
@@ -253,6 +258,11 @@ impl Template {
         self.0.fill(captures)
     }
 
+    /// The segments of the remote name.
+    pub fn fill_segments<'n>(&'n self, captures: &Captures<'n>) -> Vec<&'n str> {
+        self.0.fill_segments(captures)
+    }
+
     /// What the wildcards stand for, if this template makes the name of these segments.
     pub fn captures<'t>(&self, segments: &[&'t str]) -> Option<Captures<'t>> {
         self.0.captures(segments)
@@ -261,6 +271,16 @@ impl Template {
     /// Literal segments before the first wildcard. Every name that the template makes begins with them.
     pub fn literal_prefix(&self) -> impl Iterator<Item = &str> {
         self.0.literal_prefix()
+    }
+
+    /// Every literal segment, wherever it stands.
+    pub fn literals(&self) -> impl Iterator<Item = &str> {
+        self.0.literals()
+    }
+
+    /// How many segments it has, wildcards included. No name that it makes has fewer.
+    pub fn segment_count(&self) -> usize {
+        self.0.segments.len()
     }
 
     /// Whether `pattern` has the same wildcards in the same order, so that captures fit both ways.

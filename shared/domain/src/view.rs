@@ -1,6 +1,6 @@
 //! What a node knows of a tenant's configuration, and the route of a path.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,9 @@ pub struct BackendView {
     pub name: BackendName,
     /// Where the store is.
     pub target: Target,
+    /// The generation in which the store and its login came to be. A credential that was obtained for another one must
+    /// not be sent to this store, nor show what this mapping shows.
+    pub login_generation: Generation,
     /// Which paths it owns.
     pub mapping: PathMapping,
     /// How reads are served, where a rule does not say otherwise.
@@ -40,6 +43,54 @@ impl BackendView {
     /// What holds for the rule with this index.
     pub fn rule(&self, index: usize) -> Effective {
         self.sync.of(self.mode, &self.mapping.rules()[index])
+    }
+
+    /// The rule that owns `path`, and the name there; no name, if the store can have none that stands for it.
+    pub fn forward(&self, path: &SecretPath) -> Option<(usize, Option<RemoteName>)> {
+        let (rule, name) = self.mapping.forward(path)?;
+        Some((rule, name.filter(|name| self.target.kind().naming().has(name))))
+    }
+
+    /// The folders of the store (`None`: all of it) in which the names of `rules` lie, none of them twice or within
+    /// another.
+    pub fn roots(&self, rules: &[usize]) -> Vec<Option<RemoteName>> {
+        let listed = || {
+            let rules = rules.iter().map(|index| &self.mapping.rules()[*index]);
+            rules.filter(|rule| !rule.pattern.is_literal())
+        };
+        if !self.target.kind().naming().has_slashes() {
+            // Without folders there is nothing to list but everything.
+            return listed().next().map(|_| None).into_iter().collect();
+        }
+        let literals: BTreeSet<Vec<&str>> =
+            listed().map(|rule| rule.template.literal_prefix().collect()).collect();
+        // What stores read into a segment they read into it at the end of a root, too.
+        let within = |inner: &[&str], outer: &[&str]| {
+            inner.len() > outer.len()
+                && inner.starts_with(outer)
+                && !inner[outer.len()..].iter().any(|segment| matches!(*segment, "data" | "metadata"))
+        };
+        literals
+            .iter()
+            .filter(|inner| !literals.iter().any(|outer| !outer.is_empty() && within(inner, outer)))
+            .map(|root| (!root.is_empty()).then(|| RemoteName::new(root.join("/"))))
+            .collect()
+    }
+
+    /// What those of `rules` name that have no wildcards: nothing has to be listed to know that.
+    pub fn literal_names(&self, rules: &[usize]) -> impl Iterator<Item = (SecretPath, RemoteName)> {
+        rules.iter().filter_map(|index| {
+            let pattern = &self.mapping.rules()[*index].pattern;
+            let path = SecretPath::check(pattern.as_str()).ok().filter(|_| pattern.is_literal())?;
+            let (_, name) = self.forward(&path)?;
+            Some((path, name?))
+        })
+    }
+
+    /// Those of [`Self::literal_names`] that no listing shows, but that the store describes if it is asked for each.
+    pub fn names_told_alone(&self, rules: &[usize]) -> impl Iterator<Item = RemoteName> {
+        let naming = self.target.kind().naming();
+        self.literal_names(rules).map(|(_, name)| name).filter(move |name| naming.is_told_alone(name))
     }
 
     /// The rules that are served in `mode`, by index.
@@ -80,6 +131,11 @@ pub enum Route {
         /// The rule between them, by index.
         rule: usize,
     },
+    /// No name in the backend: its store can have none that stands for the path.
+    Unrepresentable {
+        /// The backend that owns the path.
+        backend: Arc<BackendView>,
+    },
 }
 
 impl Route {
@@ -87,7 +143,9 @@ impl Route {
     pub fn backend(&self) -> Option<&Arc<BackendView>> {
         match self {
             Route::Local => None,
-            Route::Proxied { backend, .. } | Route::Synced { backend, .. } => Some(backend),
+            Route::Proxied { backend, .. }
+            | Route::Synced { backend, .. }
+            | Route::Unrepresentable { backend } => Some(backend),
         }
     }
 }
@@ -128,11 +186,12 @@ impl MountTable {
             for index in self.by_prefix.get(&text[..end]).into_iter().flatten() {
                 let backend = &self.backends[*index as usize];
                 let backend = backend.clone();
-                match backend.mapping.forward(path) {
-                    Some((rule, name)) if backend.rule(rule).mode == Mode::Sync => {
+                match backend.forward(path) {
+                    Some((_, None)) => return Route::Unrepresentable { backend },
+                    Some((rule, Some(name))) if backend.rule(rule).mode == Mode::Sync => {
                         return Route::Synced { backend, name, rule };
                     }
-                    Some((_, name)) => return Route::Proxied { backend, name },
+                    Some((_, Some(name))) => return Route::Proxied { backend, name },
                     None => {}
                 }
             }
@@ -158,13 +217,10 @@ mod tests {
         BackendView {
             id: BackendId::from_random([number; 10]),
             name: BackendName::parse(&format!("b{number}")).unwrap(),
-            target: Target::HashicorpVault(VaultTarget {
-                endpoint: Endpoint::parse("https://vault").unwrap(),
-                namespace: None,
-                ca_cert: None,
-                tls_verify: true,
-                kv: None,
-            }),
+            target: Target::HashicorpVault(VaultTarget::at(
+                Endpoint::parse("endpoint", "https://vault").unwrap(),
+            )),
+            login_generation: 1,
             mapping: PathMapping::parse(pairs.iter().copied()).unwrap(),
             mode: Mode::Proxy,
             sync: SyncSettings::default(),
@@ -180,7 +236,7 @@ mod tests {
             backend(2, &[("external/b/x", "kv/x"), ("*/c", "kv/*")]),
         ]);
         let owner = |text: &str| match table.route(&SecretPath::check(text).unwrap()) {
-            Route::Local => String::new(),
+            Route::Local | Route::Unrepresentable { .. } => String::new(),
             Route::Proxied { backend, name } | Route::Synced { backend, name, .. } => {
                 format!("{} {}", backend.name, name.as_str())
             }
@@ -197,9 +253,9 @@ mod tests {
         fn the_index_routes_as_a_plain_search_does(rules in proptest::collection::vec(patterns(), 1..4), path in paths()) {
             let pairs: Vec<_> = rules.iter().map(|p| (p.as_str(), p.as_str())).collect();
             let Ok(mapping) = PathMapping::parse(pairs.clone()) else { return Ok(()) };
-            let expected = mapping.forward(&path).map(|(_, name)| name);
+            let expected = mapping.forward(&path).and_then(|(_, name)| name);
             let found = match MountTable::new([backend(1, &pairs)]).route(&path) {
-                Route::Local => None,
+                Route::Local | Route::Unrepresentable { .. } => None,
                 Route::Proxied { name, .. } | Route::Synced { name, .. } => Some(name),
             };
             prop_assert_eq!(found, expected);

@@ -22,5 +22,6 @@ pub use context::{REQUEST_ID, RequestContext};
 pub use frame::refusal;
 pub use front::Front;
 pub use health::Readiness;
+pub use rest::json;
 pub use serve::{Limits, PeerCertificates, serve};
 pub use tls::{ClientCertificates, TlsError, TlsSource};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prost_types::{Duration as WireDuration, Timestamp as WireTimestamp};
-use scaivault_domain::mapping::Overrides;
+use scaivault_domain::mapping::{GivenRule, Overrides};
 use scaivault_domain::secret::{Kind, Source, State};
 use scaivault_domain::sync::{ConflictPolicy, Mode, WritePolicy};
 use scaivault_domain::time::Timestamp;
@@ -169,12 +169,13 @@ fn none_of<T: Copy>(pointer: &str, all: &[T], name: fn(T) -> &'static str) -> Er
     Error::field(Reason::InvalidConfig, pointer, format!("is `{}`", names.join("` or `")))
 }
 
-/// What a rule overrides, as a message has it beside `pattern` and `template`.
-pub fn rule(pattern: String, template: String, overrides: &Overrides) -> federation::PathRule {
-    let Overrides { mode, sync_interval, write_policy, conflict_policy } = *overrides;
+/// A rule as a message.
+pub fn rule(rule: &GivenRule<'_>) -> federation::PathRule {
+    let Overrides { mode, sync_interval, write_policy, conflict_policy } = rule.overrides;
     federation::PathRule {
-        pattern,
-        template,
+        pattern: rule.pattern.to_owned(),
+        template: rule.template.to_owned(),
+        separator: rule.separator.to_owned(),
         mode: mode.map_or(federation::Mode::Unspecified, self::mode).into(),
         sync_interval: sync_interval.map(duration),
         write_policy: write_policy.map_or(federation::WritePolicy::Unspecified, self::write_policy).into(),
@@ -235,7 +236,7 @@ mod tests {
             conflict_policy: Some(ConflictPolicy::Manual),
         };
         for overrides in [some, Overrides::default()] {
-            let message = rule("a/**".into(), "b/**".into(), &overrides);
+            let message = rule(&GivenRule { pattern: "a/**", template: "b/**", separator: "", overrides });
             assert_eq!(parse_overrides(0, &message).unwrap(), overrides);
         }
     }

@@ -12,4 +12,4 @@ pub mod trace;
 pub use clock::SystemClock;
 pub use export::{TraceConfig, Traces};
 pub use logs::{Format, InitError, TelemetryConfig, init, init_with_traces};
-pub use metrics::{BackendMetrics, Breaker, Health, Lookup, Metrics, NodeMetrics};
+pub use metrics::{BackendMetrics, Breaker, Flow, Health, Lookup, Metrics, NodeMetrics};

@@ -100,9 +100,10 @@ where
 }
 
 /// Whether something may be logged at all, whatever the filter says: the client of logins logs what the backend answers,
-/// tokens included, and the spans of traces would only repeat what the log's own say.
+/// tokens included, the AWS SDK logs whole requests, values included, and the spans of traces would only repeat what the
+/// log's own say.
 fn may_log(metadata: &Metadata<'_>) -> bool {
-    ![TARGET, "vaultrs", "rustify"].iter().any(|kept_out| metadata.target().starts_with(kept_out))
+    ![TARGET, "vaultrs", "rustify", "aws_"].iter().any(|kept_out| metadata.target().starts_with(kept_out))
 }
 
 fn filter(asked: &str) -> Result<EnvFilter, InitError> {

@@ -69,6 +69,30 @@ impl Lookup {
     }
 }
 
+/// How a backend is called, kept by whoever calls it and read when somebody scrapes.
+#[derive(Debug)]
+pub struct Flow {
+    limit: AtomicU64,
+    throttled: AtomicU64,
+}
+
+impl Flow {
+    /// At first so many calls at once.
+    pub fn new(limit: u64) -> Self {
+        Flow { limit: AtomicU64::new(limit), throttled: AtomicU64::new(0) }
+    }
+
+    /// From now on so many calls at once.
+    pub fn limit(&self, calls: u64) {
+        self.limit.store(calls, Ordering::Relaxed);
+    }
+
+    /// The backend asked one more call to slow down.
+    pub fn throttled(&self) {
+        self.throttled.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// The metrics of one process. A clone records into the same place.
 #[derive(Clone)]
 pub struct Metrics(Arc<Instruments>);
@@ -130,6 +154,7 @@ struct BackendSeries {
     last_sync: Reading,
     conflicts: Reading,
     staleness: Reading,
+    flow: Mutex<Option<Arc<Flow>>>,
     secrets: Mutex<Vec<(&'static str, u64)>>,
 }
 
@@ -263,6 +288,7 @@ impl Metrics {
             last_sync: Reading::default(),
             conflicts: Reading::default(),
             staleness: Reading::default(),
+            flow: Mutex::default(),
             secrets: Mutex::default(),
         });
         self.0.gauges.backends.enlist(&series);
@@ -298,6 +324,11 @@ impl BackendMetrics {
     /// The state of its breaker. Not reported before the first call.
     pub fn breaker(&self, breaker: Breaker) {
         self.series.breaker.set(breaker as u64);
+    }
+
+    /// Calls of it go through this. Not reported before the first call.
+    pub fn flow(&self, flow: Arc<Flow>) {
+        *self.series.flow.lock().unwrap_or_else(PoisonError::into_inner) = Some(flow);
     }
 
     /// A sync run ended; `outcome` is e.g. `complete`.
@@ -377,6 +408,19 @@ impl Gauges {
         gauge("scaivault_breaker_state", "0 closed, 1 half open, 2 open", |gauges, observer| {
             gauges.of_backends(|backend| &backend.breaker, observer);
         });
+        gauge(
+            "scaivault_backend_concurrency_limit",
+            "Most calls of the backend at once",
+            |gauges, observer| {
+                gauges.of_flows(|flow| &flow.limit, observer);
+            },
+        );
+        let gauges = self.clone();
+        meter
+            .u64_observable_counter("scaivault_backend_throttled_total")
+            .with_description("Calls that the backend asked to slow down")
+            .with_callback(move |observer| gauges.of_flows(|flow| &flow.throttled, observer))
+            .build();
         let about = "When a sync run last compared everything, in seconds since 1970";
         gauge("scaivault_sync_last_success_timestamp_seconds", about, |gauges, observer| {
             gauges.of_backends(|backend| &backend.last_sync, observer);
@@ -422,6 +466,15 @@ impl Gauges {
         });
     }
 
+    /// One number of how every backend is called.
+    fn of_flows(&self, number: fn(&Flow) -> &AtomicU64, observer: &dyn AsyncInstrument<u64>) {
+        for backend in self.backends.living() {
+            if let Some(flow) = &*backend.flow.lock().unwrap_or_else(PoisonError::into_inner) {
+                observer.observe(number(flow).load(Ordering::Relaxed), &backend.labels);
+            }
+        }
+    }
+
     /// One reading of every backend.
     fn of_backends(&self, reading: fn(&BackendSeries) -> &Reading, observer: &dyn AsyncInstrument<u64>) {
         for backend in self.backends.living() {
@@ -444,7 +497,7 @@ opaque!(Metrics, BackendMetrics, NodeMetrics);
 
 #[cfg(test)]
 mod tests {
-    use scaivault_domain::backend::HASHICORP_VAULT;
+    use scaivault_domain::backend::ProviderKind;
 
     use super::*;
 
@@ -455,7 +508,8 @@ mod tests {
     #[test]
     fn everything_that_operators_watch_is_rendered() {
         let metrics = Metrics::new();
-        let backend = metrics.backend(&BackendId::from_random([0; 10]), HASHICORP_VAULT);
+        let backend =
+            metrics.backend(&BackendId::from_random([0; 10]), ProviderKind::HashicorpVault.as_str());
         let node = metrics.node(&NodeName::parse("edge-1").expect("a name"));
         metrics.read(Some(Source::Proxy), Ok(()), Duration::from_millis(3));
         metrics.read(None, Err(Reason::PermissionDenied), Duration::from_micros(9));
@@ -468,6 +522,10 @@ mod tests {
         backend.health(Health::Up);
         backend.breaker(Breaker::HalfOpen);
         node.generation(7, 6);
+        let flow = Arc::new(Flow::new(64));
+        backend.flow(flow.clone());
+        flow.limit(32);
+        flow.throttled();
         backend.sync_run("complete", Duration::from_secs(2));
         backend.sync_succeeded(Timestamp::from_millis(1_700_000_000_999));
         backend.sync_secrets(&[("synced", 40), ("failed", 9)]);
@@ -486,6 +544,8 @@ mod tests {
             r#"scaivault_backend_requests_total{backend="fed_aaaaaaaaaaaaaaaa",operation="read",outcome="ok",type="hashicorp-vault"} 2"#,
             r#"scaivault_backend_up{backend="fed_aaaaaaaaaaaaaaaa",type="hashicorp-vault"} 1"#,
             r#"scaivault_breaker_state{backend="fed_aaaaaaaaaaaaaaaa",type="hashicorp-vault"} 1"#,
+            r#"scaivault_backend_concurrency_limit{backend="fed_aaaaaaaaaaaaaaaa",type="hashicorp-vault"} 32"#,
+            r#"scaivault_backend_throttled_total{backend="fed_aaaaaaaaaaaaaaaa",type="hashicorp-vault"} 1"#,
             r#"scaivault_generation_desired{node="edge-1"} 7"#,
             r#"scaivault_generation_in_force{node="edge-1"} 6"#,
             "scaivault_audit_backlog_bytes 4096",
@@ -513,7 +573,8 @@ mod tests {
     fn labels_are_a_closed_set_and_nothing_is_exemplified() {
         let metrics = Metrics::new();
         metrics.read(Some(Source::Local), Ok(()), Duration::from_millis(1));
-        let backend = metrics.backend(&BackendId::from_random([1; 10]), HASHICORP_VAULT);
+        let backend =
+            metrics.backend(&BackendId::from_random([1; 10]), ProviderKind::HashicorpVault.as_str());
         backend.request("login", "auth");
         backend.sync_run("failed", Duration::ZERO);
         backend.sync_secrets(&[("synced", 0)]);
@@ -533,7 +594,8 @@ mod tests {
     #[test]
     fn a_removed_backend_is_no_longer_reported() {
         let metrics = Metrics::new();
-        let backend = metrics.backend(&BackendId::from_random([2; 10]), HASHICORP_VAULT);
+        let backend =
+            metrics.backend(&BackendId::from_random([2; 10]), ProviderKind::HashicorpVault.as_str());
         backend.health(Health::Down);
         assert_eq!(series(&metrics.render(), "scaivault_backend_up").len(), 1);
         drop(backend);
@@ -543,7 +605,8 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_reported() {
         let metrics = Metrics::new();
-        let _backend = metrics.backend(&BackendId::from_random([3; 10]), HASHICORP_VAULT);
+        let _backend =
+            metrics.backend(&BackendId::from_random([3; 10]), ProviderKind::HashicorpVault.as_str());
         let text = metrics.render();
         assert!(series(&text, "scaivault_backend_up").is_empty(), "{text}");
         assert!(series(&text, "scaivault_control_plane_connected").is_empty(), "{text}");

@@ -121,13 +121,25 @@ impl OpenBao {
         &self.keys.root_token
     }
 
+    /// A client that trusts its certificate, if it has one.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub fn http(&self) -> Result<reqwest::Client> {
+        http::client(self.ca.as_deref())
+    }
+
     /// A client with the root token.
     ///
     /// # Errors
     /// If TLS cannot be set up.
     pub fn client(&self) -> Result<Admin> {
-        let http = http::client(self.ca.as_deref())?;
-        Ok(Admin { http, addr: self.addr(), token: self.root_token().to_owned(), namespace: None })
+        Ok(Admin {
+            http: self.http()?,
+            addr: self.addr(),
+            token: self.root_token().to_owned(),
+            namespace: None,
+        })
     }
 
     /// Shuts it down in order; its port stays reserved for [`OpenBao::start_again`].
@@ -210,6 +222,24 @@ impl OpenBao {
             }
         }
         Ok(requests)
+    }
+
+    /// How many values of KV version 2 it has given so far. An answer is noted before it is sent.
+    ///
+    /// # Errors
+    /// If it is not [`Options::audited`].
+    pub fn values_given(&self) -> Result<usize> {
+        ensure!(matches!(self.audit, Audit::File), "start it with `Options::audited`");
+        let log = fs::read_to_string(self.folder.path().join("audit.log"))?;
+        let mut values = 0;
+        for line in log.lines() {
+            let row: Value = serde_json::from_str(line)?;
+            let path = row["request"]["path"].as_str().unwrap_or_default();
+            let reads = row["type"] == "response" && row["request"]["operation"] == "read";
+            values +=
+                usize::from(reads && path.contains("/data/") && row["response"]["data"]["data"].is_object());
+        }
+        Ok(values)
     }
 
     fn running(&self) -> Result<&Process> {

@@ -1,11 +1,14 @@
 //! `scaivault.federation.v1`.
 
+mod provider;
 mod runs;
 mod spec;
+mod test;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use scaivault_backends::connection::{Connection, Leases};
 use scaivault_backends::guard::BreakerState;
 use scaivault_discovery::{NodeBoard, PrefetchProgress};
 use scaivault_domain::access::Scope;
@@ -21,9 +24,11 @@ use scaivault_edge::error::grpc::status;
 use scaivault_edge::wire;
 use scaivault_proto::federation::v1::federation_service_server::FederationService;
 use scaivault_proto::federation::v1::{self as pb};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Door, changed, uninterrupted};
+use crate::connections::Connections;
 use crate::credentials::{Credentials, Holder};
 use crate::monitor::Monitor;
 use crate::service::federation::{Consent, Covered, Federation};
@@ -56,6 +61,8 @@ pub struct Parts {
     pub syncs: Arc<Syncs>,
     /// What logins say.
     pub credentials: Arc<Credentials>,
+    /// How backends are called.
+    pub connections: Arc<Connections>,
     /// Which nodes there are.
     pub nodes: Arc<Nodes>,
     /// How far they are.
@@ -81,22 +88,24 @@ impl FederationService for FederationApi {
     ) -> Result<Response<pb::CreateBackendResponse>, Status> {
         let name = request.get_ref().backend.as_ref().map(|backend| backend.name.clone()).unwrap_or_default();
         let door = &self.0.door;
-        let (allowed, context) =
-            door.administer(&request, Scope::FederationWrite, Action::BackendWrite, &name).await?;
+        let action = if request.get_ref().validate_only { Action::BackendTest } else { Action::BackendWrite };
+        let (allowed, context) = door.administer(&request, Scope::FederationWrite, action, &name).await?;
         let message = request.into_inner();
         let parts = self.0.clone();
         uninterrupted(async move {
-            let outcome = async {
-                let spec = spec::parse(message.backend.unwrap_or_default())?;
-                parts.federation.create(&allowed, &context, spec, covered(message.adopt)).await
-            };
-            let outcome = outcome.await;
-            let done = parts.door.close(&allowed, &context, Action::BackendWrite, &name, outcome).await?;
+            let (federation, covered) = (&parts.federation, covered(message.adopt));
+            let spec = spec::parse(message.backend.unwrap_or_default());
+            if message.validate_only {
+                let outcome = async { federation.try_create(&allowed, &context, spec?, covered).await };
+                let tried = parts.door.close(&allowed, &context, action, &name, outcome.await).await?;
+                let (backend, test) = test::tried(&tried);
+                return Ok(Response::new(pb::CreateBackendResponse { backend, test }));
+            }
+            let outcome = async { federation.create(&allowed, &context, spec?, covered).await };
+            let done = parts.door.close(&allowed, &context, action, &name, outcome.await).await?;
             let (record, version) = &done.value;
-            Ok(changed(
-                pb::CreateBackendResponse { backend: Some(spec::backend(record, *version)) },
-                done.revision,
-            ))
+            let backend = Some(spec::backend(record, *version));
+            Ok(changed(pb::CreateBackendResponse { backend, test: None }, done.revision))
         })
         .await
     }
@@ -137,28 +146,55 @@ impl FederationService for FederationApi {
     ) -> Result<Response<pb::UpdateBackendResponse>, Status> {
         let id = request.get_ref().backend.as_ref().map(|backend| backend.id.clone()).unwrap_or_default();
         let door = &self.0.door;
-        let (allowed, context) =
-            door.administer(&request, Scope::FederationWrite, Action::BackendWrite, &id).await?;
+        let action = if request.get_ref().validate_only { Action::BackendTest } else { Action::BackendWrite };
+        let (allowed, context) = door.administer(&request, Scope::FederationWrite, action, &id).await?;
         let message = request.into_inner();
         let parts = self.0.clone();
         uninterrupted(async move {
+            let federation = &parts.federation;
+            let wanted = message.backend.unwrap_or_default();
+            let at =
+                BackendId::parse(&wanted.id).and_then(|backend| Ok((backend, parse_etag(&wanted.etag)?)));
+            let mask = message.update_mask.filter(|mask| !mask.paths.is_empty());
+            let edit = |before: &BackendSpec| spec::edit(before, wanted.clone(), mask.as_ref());
+            let losing = if message.force { Losing::Accepted } else { Losing::Refused };
+            let consent = Consent { covered: covered(message.adopt), losing };
+            if message.validate_only {
+                let outcome = async {
+                    let (backend, expected) = at?;
+                    federation.try_update(&allowed, &context, &backend, expected, consent, edit).await
+                };
+                let tried = parts.door.close(&allowed, &context, action, &id, outcome.await).await?;
+                let (backend, test) = test::tried(&tried);
+                return Ok(Response::new(pb::UpdateBackendResponse { backend, test }));
+            }
             let outcome = async {
-                let wanted = message.backend.unwrap_or_default();
-                let backend_id = BackendId::parse(&wanted.id)?;
-                let expected = parse_etag(&wanted.etag)?;
-                let mask = message.update_mask.filter(|mask| !mask.paths.is_empty());
-                let edit = |before: &BackendSpec| spec::edit(before, wanted.clone(), mask.as_ref());
-                let losing = if message.force { Losing::Accepted } else { Losing::Refused };
-                let consent = Consent { covered: covered(message.adopt), losing };
-                parts.federation.update(&allowed, &context, &backend_id, expected, consent, edit).await
+                let (backend, expected) = at?;
+                federation.update(&allowed, &context, &backend, expected, consent, edit).await
             };
-            let outcome = outcome.await;
-            let done = parts.door.close(&allowed, &context, Action::BackendWrite, &id, outcome).await?;
+            let done = parts.door.close(&allowed, &context, action, &id, outcome.await).await?;
             let (record, version) = &done.value;
-            Ok(changed(
-                pb::UpdateBackendResponse { backend: Some(spec::backend(record, *version)) },
-                done.revision,
-            ))
+            let backend = Some(spec::backend(record, *version));
+            Ok(changed(pb::UpdateBackendResponse { backend, test: None }, done.revision))
+        })
+        .await
+    }
+
+    async fn test_backend(
+        &self,
+        request: Request<pb::TestBackendRequest>,
+    ) -> Result<Response<pb::TestBackendResponse>, Status> {
+        let id = request.get_ref().id.clone();
+        let door = &self.0.door;
+        let (allowed, context) =
+            door.administer(&request, Scope::FederationWrite, Action::BackendTest, &id).await?;
+        let parts = self.0.clone();
+        // To its end, so that the login is revoked.
+        uninterrupted(async move {
+            let outcome = async { parts.federation.test(&allowed, &context, &BackendId::parse(&id)?).await };
+            let report =
+                parts.door.close(&allowed, &context, Action::BackendTest, &id, outcome.await).await?;
+            Ok(Response::new(pb::TestBackendResponse { test: Some(test::message(&report)) }))
         })
         .await
     }
@@ -398,7 +434,40 @@ impl Parts {
                 Some(state) => Some(self.sync_status(&key, state).await?),
                 None => None,
             },
+            call_budget: self
+                .connections
+                .open(&key)
+                .filter(|_| record.spec.enabled)
+                .map(|connection| call_budget(&connection, self.clock.now())),
         })
+    }
+}
+
+/// How a backend may be called now.
+fn call_budget(connection: &Connection<impl Leases>, now: Timestamp) -> pb::CallBudget {
+    let flowing = connection.guard().flowing();
+    let pause = |until: Instant| now.after(until.saturating_duration_since(Instant::now()));
+    let throttled_until = flowing.throttled_until.map(pause);
+    let reason = match throttled_until {
+        Some(until) => format!("slowed down by the backend until {until}"),
+        None if flowing.concurrency < flowing.most => {
+            format!("slowed down by the backend to {} calls at once", flowing.concurrency)
+        }
+        None => String::new(),
+    };
+    let count = |calls| u32::try_from(calls).unwrap_or(u32::MAX);
+    let quotas = connection.budget().remaining().into_iter().map(|left| pb::QuotaBudget {
+        quota: left.quota.as_str().into(),
+        per_second: left.per_second,
+        burst: left.burst,
+        remaining: left.now,
+    });
+    pb::CallBudget {
+        quotas: quotas.collect(),
+        concurrency: count(flowing.concurrency),
+        max_concurrency: count(flowing.most),
+        throttled_until: throttled_until.map(wire::time),
+        reason,
     }
 }
 

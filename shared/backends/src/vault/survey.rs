@@ -21,7 +21,7 @@ use super::{Envelope, KEYS_PER_SURVEY_PAGE, Life, Question, VaultBackend};
 use crate::error::{BackendError, Class};
 use crate::http::{Answer, encode_path};
 use crate::mount::Folder;
-use crate::survey::{Calls, Found, Seen, Step, SurveyPage, Surveyed, Way};
+use crate::survey::{Calls, Found, Seen, Step, SurveyPage, Surveyed, Way, counted};
 use crate::{EntryKind, Lease, PageToken, RemoteEntry};
 
 /// A tree that takes longer is listed folder by folder.
@@ -72,10 +72,10 @@ impl VaultBackend {
         let secret = match answer.and_then(|(_, answer)| Ok((data::<KeyInfo>(&answer)?, answer.date))) {
             Ok((info, date)) => info.surveyed(name.clone(), date),
             // What is closed is its metadata: whether its value is, a read tells.
-            Err(BackendError::Forbidden) => Some(Surveyed { name: name.clone(), seen: None }),
+            Err(BackendError::Forbidden) => Some(Surveyed { name: name.clone(), seen: None, metadata: None }),
             // Gone since it was listed.
             Err(BackendError::NotFound) => None,
-            Err(BackendError::TooLarge) => Some(Surveyed { name: name.clone(), seen: None }),
+            Err(BackendError::TooLarge) => Some(Surveyed { name: name.clone(), seen: None, metadata: None }),
             Err(error) => return Err(error),
         };
         let secrets = secret.into_iter().collect();
@@ -148,6 +148,7 @@ impl VaultBackend {
 /// Whether another way may get an answer where this one got none.
 fn is_declined(error: &BackendError) -> bool {
     matches!(error.class(), Class::Forbidden | Class::NotFound | Class::Invalid)
+        && !matches!(error, BackendError::EndpointRefused(_))
 }
 
 fn forbidden(name: &RemoteName, kind: EntryKind) -> Found {
@@ -188,9 +189,14 @@ impl KeyInfo {
             let life = versions.get(&number)?;
             let created = Timestamp::parse(&life.created_time);
             let metadata = custom_metadata.unwrap_or_default();
-            Some(Seen::new(number.to_string(), life.state(now), created, &metadata))
+            Some(Seen::new(
+                number.to_string(),
+                life.state(now),
+                &counted(&number.to_string(), created),
+                &metadata,
+            ))
         });
-        Some(Surveyed { name, seen })
+        Some(Surveyed { name, seen, metadata: None })
     }
 }
 
@@ -250,7 +256,7 @@ impl Listing {
                     _ if is_askable(&child) => {
                         found.next.push(Step::Folder { name: child, after: None, way })
                     }
-                    _ => found.page.secrets.push(Surveyed { name, seen: None }),
+                    _ => found.page.secrets.push(Surveyed { name, seen: None, metadata: None }),
                 }
                 continue;
             }
@@ -259,7 +265,7 @@ impl Listing {
                 None if way == Way::Names && version == KvVersion::V2 && is_askable(&name) => {
                     found.next.push(Step::Secret(name));
                 }
-                None => found.page.secrets.push(Surveyed { name, seen: None }),
+                None => found.page.secrets.push(Surveyed { name, seen: None, metadata: None }),
             }
         }
         Ok(found)

@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use scaivault_domain::backend::{Endpoint, KvMount};
+use scaivault_domain::backend::{Endpoint, KvMount, Tls};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::budget::Cost;
 use crate::coalesce::Coalescer;
 use crate::guard::{Guard, Limits, Retry};
-use crate::testing::{Reply, Server, json, lease, with_header};
+use crate::testing::{Reply, Server, egress, json, lease, with_header};
 
 pub(super) const MOUNTS: &str = "/v1/sys/internal/ui/mounts/";
 pub(super) const LOOKUP: &str = "/v1/auth/token/lookup-self";
@@ -27,7 +28,7 @@ pub(super) fn name(text: &str) -> RemoteName {
 }
 
 pub(super) fn vault(target: &VaultTarget) -> VaultBackend {
-    VaultBackend::connect(target).expect("a usable target")
+    VaultBackend::connect(target, &egress()).expect("a usable target")
 }
 
 /// A server with a version 2 mount `kv`, and what it says otherwise.
@@ -54,7 +55,7 @@ async fn a_value_is_kept_byte_for_byte() {
     let bytes = br#"{"n":123456789012345678901234567890,"b":1.10,"a":"<x>"}"#;
     assert_eq!(secret.value.expose(), bytes);
     assert_eq!((secret.kind, &*secret.remote_version), (Kind::Json, "7"));
-    assert_eq!(secret.metadata["owner"], "ops");
+    assert_eq!(secret.metadata.expect("Vault tells")["owner"], "ops");
     assert_eq!(secret.created, Timestamp::parse("2026-01-01T00:00:00.5Z"));
     assert_eq!(server.paths(), [&format!("{MOUNTS}kv/data"), "/v1/kv/data/app/d%20b"]);
     let head = server.heads()[1].to_ascii_lowercase();
@@ -112,7 +113,9 @@ async fn a_mount_that_was_upgraded_is_noticed() {
 
 #[tokio::test]
 async fn a_mount_that_may_not_be_looked_up_has_its_own_hint() {
-    let server = Server::start(|path| if path == LOOKUP { json(200, "{}") } else { json(403, DENIED) }).await;
+    let server =
+        Server::start(|path| if path == LOOKUP { json(200, r#"{"data":{}}"#) } else { json(403, DENIED) })
+            .await;
     let error = vault(&server.target()).read(&lease("t"), &name("kv/data/x")).await.expect_err("forbidden");
     assert_eq!(error, BackendError::MountLookupForbidden);
     assert!(error.hint().expect("a hint").contains("kv_mount"));
@@ -247,7 +250,7 @@ async fn a_redirect_is_not_followed() {
 #[tokio::test]
 async fn forbidden_and_ended_tokens_are_told_apart() {
     for (status, body, expected) in [
-        (200, "{}", BackendError::Forbidden),
+        (200, r#"{"data":{}}"#, BackendError::Forbidden),
         (403, DENIED, BackendError::LoginExpired),
         (403, r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#, BackendError::Forbidden),
     ] {
@@ -268,7 +271,7 @@ async fn a_lease_that_is_revoked_is_noticed_although_another_name_is_forbidden()
     let (server, vault) = v2({
         let revoked = revoked.clone();
         move |path| match path {
-            LOOKUP if !revoked.load(Ordering::SeqCst) => json(200, "{}"),
+            LOOKUP if !revoked.load(Ordering::SeqCst) => json(200, r#"{"data":{}}"#),
             _ => json(403, DENIED),
         }
     })
@@ -321,7 +324,7 @@ async fn version_1_has_no_old_versions() {
 #[tokio::test]
 async fn a_probe_asks_about_the_token_itself() {
     for (status, body, expected) in [
-        (200, "{}", Ok(())),
+        (200, r#"{"data":{}}"#, Ok(())),
         (403, DENIED, Err(BackendError::LoginExpired)),
         (503, r#"{"errors":["Vault is sealed"]}"#, Err(BackendError::Server { status: 503 })),
     ] {
@@ -391,7 +394,7 @@ async fn a_store_that_is_not_there_is_unreachable() {
         listener.local_addr().expect("it is bound")
     };
     let (server, _) = v2(|_| Reply::Silence).await;
-    let endpoint = Endpoint::parse(&format!("http://{address}")).expect("a URL");
+    let endpoint = Endpoint::parse("endpoint", &format!("http://{address}")).expect("a URL");
     let gone = vault(&VaultTarget { endpoint, ..server.target() });
     let error = gone.probe(&lease("t")).await;
     assert_eq!(error, Err(BackendError::Unreachable("the connection was refused")));
@@ -405,7 +408,8 @@ async fn a_store_that_says_nothing_is_left_at_the_deadline() {
     let (_server, vault) = v2(|_| Reply::Silence).await;
     let guard = Guard::new(Limits::default());
     let (lease, name) = (lease("t"), name("kv/data/x"));
-    let read = guard.call(Retry::PROXIED_READ, Duration::from_millis(50), || vault.read(&lease, &name));
+    let read =
+        guard.call(Retry::PROXIED_READ, Cost::FREE, Duration::from_millis(50), || vault.read(&lease, &name));
     assert_eq!(read.await.err(), Some(BackendError::Timeout));
 }
 
@@ -417,7 +421,9 @@ async fn reads_at_the_same_time_cost_one_request() {
     let read = || {
         let (vault, guard, lease, name) = (vault.clone(), guard.clone(), lease("t"), name("kv/data/x"));
         coalescer.run(name.clone(), async move {
-            guard.call(Retry::PROXIED_READ, Duration::from_secs(5), || vault.read(&lease, &name)).await
+            guard
+                .call(Retry::PROXIED_READ, Cost::FREE, Duration::from_secs(5), || vault.read(&lease, &name))
+                .await
         })
     };
     let (a, b, c) = tokio::join!(read(), read(), read());
@@ -454,17 +460,21 @@ async fn tls_server() -> (Server, String) {
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .expect("a usable certificate");
-    let server = Server::start_tls(TlsAcceptor::from(Arc::new(config)), |_| json(200, "{}")).await;
+    let server =
+        Server::start_tls(TlsAcceptor::from(Arc::new(config)), |_| json(200, r#"{"data":{}}"#)).await;
     (server, made.cert.pem())
 }
 
 #[tokio::test]
 async fn only_the_configured_authority_is_trusted() {
     let ((server, pem), (_, other)) = (tls_server().await, tls_server().await);
-    let endpoint = Endpoint::parse(&format!("https://{}", server.address)).expect("a URL");
-    let probe = |ca_cert: Option<String>, tls_verify| {
-        let vault =
-            vault(&VaultTarget { endpoint: endpoint.clone(), ca_cert, tls_verify, ..server.target() });
+    let endpoint = Endpoint::parse("endpoint", &format!("https://{}", server.address)).expect("a URL");
+    let probe = |ca_cert: Option<String>, verify| {
+        let vault = vault(&VaultTarget {
+            endpoint: endpoint.clone(),
+            tls: Tls { ca_cert, verify },
+            ..server.target()
+        });
         async move { vault.probe(&lease("t")).await }
     };
     assert_eq!(probe(Some(pem), true).await, Ok(()));
@@ -472,6 +482,7 @@ async fn only_the_configured_authority_is_trusted() {
     assert_eq!(probe(Some(other.clone()), true).await, untrusted);
     assert_eq!(probe(None, true).await, untrusted);
     assert_eq!(probe(Some(other), false).await, Ok(()));
-    let nonsense = VaultTarget { ca_cert: Some("x".into()), endpoint, ..server.target() };
-    assert!(matches!(VaultBackend::connect(&nonsense), Err(BackendError::InvalidConfig(_))));
+    let nonsense =
+        VaultTarget { tls: Tls { ca_cert: Some("x".into()), verify: true }, endpoint, ..server.target() };
+    assert!(matches!(VaultBackend::connect(&nonsense, &egress()), Err(BackendError::InvalidConfig(_))));
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use scaivault_discovery::{Change, Found, LeasePush};
 use scaivault_domain::access::{Caller, Capability, Effect, PolicyRule, Scope};
-use scaivault_domain::backend::{BackendId, Endpoint, KvMount, KvVersion, Target, VaultTarget};
+use scaivault_domain::backend::{BackendId, Endpoint, KvMount, KvVersion, Target, Tls, VaultTarget};
 use scaivault_domain::lease::{LeaseKey, Material};
 use scaivault_domain::mapping::PathMapping;
 use scaivault_domain::pattern::Pattern;
@@ -33,13 +33,13 @@ pub(crate) fn key(number: u8) -> LeaseKey {
 
 pub(crate) fn backend(number: u8, folder: &str, ca_bytes: usize) -> BackendView {
     BackendView {
+        login_generation: 4,
         id: BackendId::from_random([number; 10]),
         name: BackendName::parse(&format!("backend-{number}")).unwrap(),
         target: Target::HashicorpVault(VaultTarget {
-            endpoint: Endpoint::parse("https://vault.internal:8200/base").unwrap(),
+            endpoint: Endpoint::parse("endpoint", "https://vault.internal:8200/base").unwrap(),
             namespace: Some("team/a".into()),
-            ca_cert: (ca_bytes > 0).then(|| "x".repeat(ca_bytes)),
-            tls_verify: number > 1,
+            tls: Tls { ca_cert: (ca_bytes > 0).then(|| "x".repeat(ca_bytes)), verify: number > 1 },
             kv: Some(KvMount { path: "team/kv".into(), version: KvVersion::V2 }),
         }),
         mapping: PathMapping::parse([
@@ -98,10 +98,12 @@ pub(crate) fn caller(token: u8, owner: u8) -> Arc<Caller> {
 
 pub(crate) fn lease(number: u8, id: &str) -> LeasePush {
     LeasePush {
+        login_generation: 5,
         key: key(number),
         id: id.into(),
         remaining: Some(Duration::from_secs(600)),
         material: Material::VaultToken("hvs.token".to_owned().into()),
+        slice: None,
     }
 }
 

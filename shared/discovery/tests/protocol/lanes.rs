@@ -6,6 +6,7 @@ use scaivault_discovery::{
     Demand, Desired, LeaseState, MAX_MESSAGE_BYTES, MAX_UNACKNOWLEDGED, NextStep, Publisher, Subscriber,
     Violation,
 };
+use scaivault_domain::budget::{Share, Slice};
 use scaivault_proto::discovery::v1::delta_request::Message;
 use scaivault_proto::discovery::v1::{Ack, DeltaRequest, DeltaResponse, Nack, Refusal, removal, upsert};
 
@@ -319,6 +320,20 @@ fn a_refused_lease_that_was_on_its_way_is_not_applied() {
     let response = publisher.plan(Some(&desired), NOW).remove(0);
     subscriber.demand([Demand::Lease { key: key(1), refused_id: Some("l1".into()) }]);
     assert!(subscriber.handle(response, NOW).changes.is_empty());
+}
+
+#[test]
+fn a_slice_of_the_call_budget_travels_with_the_lease_whenever_it_changes() {
+    let (mut subscriber, mut publisher) = connected([Demand::Lease { key: key(1), refused_id: None }]);
+    let mut desired = desired(1);
+    let slice = |parties| Some(Slice { budget: "b1".into(), share: Share::among(parties) });
+    for (slice, pushes) in [(slice(2), 1), (slice(2), 0), (slice(3), 1), (slice(2), 1), (None, 1), (None, 0)]
+    {
+        let push = scaivault_discovery::LeasePush { slice, ..lease(1, "l1") };
+        desired.leases.insert(key(1), LeaseState::Held(push));
+        assert_eq!(settle(&mut subscriber, &mut publisher, &desired), pushes);
+        assert_eq!(publisher.progress().leases[&key(1)], "l1", "it stays the same lease");
+    }
 }
 
 #[test]

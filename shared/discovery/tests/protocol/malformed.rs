@@ -6,8 +6,9 @@ use scaivault_domain::replica::{Absence, Stamp};
 use scaivault_domain::secret::State;
 use scaivault_proto::discovery::v1::delta_request::Message;
 use scaivault_proto::discovery::v1::{
-    DeltaResponse, Freshness, Grant, Lease, PathFreshness, Removal, RuleFreshness, SecretAbsence, SecretCopy,
-    SyncSettings, TenantViewChunk, Upsert, ViewRule, backend_view, lease as lease_message, removal, upsert,
+    CallBudget, DeltaResponse, Freshness, Grant, Lease, PathFreshness, Removal, RuleFreshness, SecretAbsence,
+    SecretCopy, SyncSettings, TenantViewChunk, Upsert, ViewRule, backend_view, lease as lease_message,
+    removal, upsert,
 };
 
 use crate::fixtures::{NOW, caller, hash, key, lease, tenant, view};
@@ -124,6 +125,7 @@ fn bad_chunks() -> Vec<TenantViewChunk> {
         let mut vault = |change: &dyn Fn(&mut scaivault_proto::discovery::v1::VaultTarget)| {
             with(&|chunk| match chunk.backends[backend].target.as_mut().unwrap() {
                 backend_view::Target::HashicorpVault(vault) => change(vault),
+                _ => panic!("the fixtures have Vaults"),
             });
         };
         for endpoint in ["", "vault", "ftp://a", "https://u:p@a", "https://a?x=1", "https://a#x", "https://"]
@@ -186,6 +188,9 @@ fn bad_leases() -> Vec<Lease> {
     with(&|lease| lease.key = None);
     with(&|lease| lease.id.clear());
     with(&|lease| lease.material = None);
+    for (name, share) in [("", 0.5), ("b1", 0.0), ("b1", 1.5), ("b1", f64::NAN)] {
+        with(&|lease| lease.call_budget = Some(CallBudget { name: name.into(), share }));
+    }
     for token in ["", "a b", "a\n", "ä", "a\r\nX-Vault-Namespace: b"] {
         with(&|lease| lease.material = Some(lease_message::Material::VaultToken(token.into())));
     }

@@ -7,10 +7,14 @@ use scaivault_discovery::wire::{
     grant_from_wire, grant_to_wire, held_from_wire, held_to_wire, lease_from_wire, lease_to_wire,
     refusal_from_wire, refusal_to_wire, view_chunks, view_from_chunks,
 };
-use scaivault_discovery::{LeaseRefusal, MAX_MESSAGE_BYTES, SecretCopy};
+use scaivault_discovery::{LeasePush, LeaseRefusal, MAX_MESSAGE_BYTES, SecretCopy};
+use scaivault_domain::backend::{
+    AwsRegion, AwsTarget, AzureTarget, Endpoint, GcpTarget, ProjectId, Target, Tls,
+};
+use scaivault_domain::budget::{Share, Slice};
 use scaivault_domain::error::Reason;
 use scaivault_domain::lease::Material;
-use scaivault_domain::mapping::{Overrides, PathMapping};
+use scaivault_domain::mapping::{GivenRule, Overrides, PathMapping};
 use scaivault_domain::path::SecretPath;
 use scaivault_domain::replica::{Absence, Freshness, Stamp};
 use scaivault_domain::secret::State;
@@ -23,6 +27,58 @@ use crate::fixtures::{
 };
 use crate::shelf::{owning, replica, secret};
 
+fn exposed(material: &Material) -> Vec<String> {
+    match material {
+        Material::VaultToken(token) => vec!["vault".into(), token.expose_secret().into()],
+        Material::AwsKeys { access_key_id, secret_access_key, session_token } => {
+            let session = session_token.as_ref().map(|token| token.expose_secret().to_owned());
+            let keys = [access_key_id.clone(), secret_access_key.expose_secret().to_owned()];
+            keys.into_iter().chain(session).collect()
+        }
+        Material::Bearer(token) => vec!["bearer".into(), token.expose_secret().into()],
+    }
+}
+
+#[test]
+fn every_kind_of_store_arrives_as_it_was_sent() {
+    let endpoint = |text: &str| Endpoint::parse("endpoint", text).unwrap();
+    let tls = || Tls { ca_cert: Some("pem".into()), verify: false };
+    let location = Some("europe-west3".to_owned());
+    for (target, template, separator) in [
+        (
+            Target::AwsSecretsManager(AwsTarget {
+                region: AwsRegion::parse("region", "eu-central-1").unwrap(),
+                endpoint: Some(endpoint("https://aws.internal")),
+                tls: tls(),
+            }),
+            "prod/**",
+            "",
+        ),
+        (
+            Target::AzureKeyVault(AzureTarget { vault: endpoint("https://a.vault.azure.net"), tls: tls() }),
+            "app/**",
+            "--",
+        ),
+        (
+            Target::GoogleSecretManager(GcpTarget {
+                project: ProjectId::parse("acme").unwrap(),
+                location,
+                endpoint: None,
+                tls: Tls::default(),
+            }),
+            "app/**",
+            "__",
+        ),
+    ] {
+        let mut view = (*view(1, 7)).clone();
+        let rule = GivenRule { pattern: "external/x/**", template, separator, ..GivenRule::default() };
+        view.backends.truncate(1);
+        view.backends[0].target = target;
+        view.backends[0].mapping = PathMapping::parse_rules([rule]).unwrap();
+        assert_eq!(view_from_chunks(view_chunks(&view)), Ok(view));
+    }
+}
+
 #[test]
 fn everything_arrives_as_it_was_sent() {
     for view in [view(1, 7), large_view(1, 7, 5)] {
@@ -30,11 +86,22 @@ fn everything_arrives_as_it_was_sent() {
     }
     let grant = grant_from_wire(grant_to_wire(&hash(1), 9, &caller(1, 2)));
     assert_eq!(grant, Ok((hash(1), 9, caller(1, 2))));
-    let sent = lease(3, "lease-1");
+    let slice = Slice { budget: "b1".into(), share: Share::among(3) };
+    let sent = LeasePush { slice: Some(slice), ..lease(3, "lease-1") };
     let arrived = lease_from_wire(lease_to_wire(&sent)).unwrap();
+    assert_eq!((&arrived.slice, arrived.login_generation), (&sent.slice, sent.login_generation));
     assert_eq!((&arrived.key, &arrived.id, arrived.remaining), (&sent.key, &sent.id, sent.remaining));
-    let (Material::VaultToken(arrived), Material::VaultToken(sent)) = (arrived.material, sent.material);
-    assert_eq!(arrived.expose_secret(), sent.expose_secret());
+    assert_eq!(exposed(&arrived.material), exposed(&sent.material));
+    let keys = |session_token: Option<&str>| Material::AwsKeys {
+        access_key_id: "AKIA".into(),
+        secret_access_key: "secret/+key".into(),
+        session_token: session_token.map(Into::into),
+    };
+    for material in [keys(None), keys(Some("session")), Material::Bearer("bearer".into())] {
+        let sent = LeasePush { material, ..sent.clone() };
+        let arrived = lease_from_wire(lease_to_wire(&sent)).unwrap();
+        assert_eq!(exposed(&arrived.material), exposed(&sent.material));
+    }
     for reason in [None, Some(Reason::BackendLoginFailed)] {
         let refusal =
             LeaseRefusal { reason, message: "no".into(), retry_after: Some(Duration::from_secs(3)) };
@@ -54,12 +121,13 @@ fn sync_settings_and_what_rules_say_differently_arrive() {
         conflict_policy: Some(ConflictPolicy::BackendWins),
         ..Overrides::default()
     };
-    view.backends[0].mapping = PathMapping::parse_rules([
+    let rules = [
         ("external/a/x/**", "kv/x/**", overrides),
         ("external/a/y/**", "kv/y/**", proxied),
         ("external/a/**", "kv/**", policies),
-    ])
-    .unwrap();
+    ]
+    .map(|(pattern, template, overrides)| GivenRule { pattern, template, separator: "", overrides });
+    view.backends[0].mapping = PathMapping::parse_rules(rules).unwrap();
     assert_eq!(view_from_chunks(view_chunks(&view)), Ok(view));
 }
 

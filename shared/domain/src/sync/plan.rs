@@ -9,16 +9,16 @@
 //! [`SyncPlan::holds_back`] does not mind as many as there are.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::report::{HeldBack, SkipReason, Skipped};
 use super::{ConflictPolicy, Fingerprint, Mode, SyncSettings, WritePolicy};
-use crate::backend::BackendId;
+use crate::backend::{BackendId, Naming};
 use crate::mapping::{PathMapping, RemoteName};
 use crate::path::SecretPath;
-use crate::secret::{State, Version};
+use crate::secret::{Metadata, State, Version};
 use crate::time::Timestamp;
 
 /// What both sides of a path looked like when they last agreed.
@@ -257,6 +257,8 @@ pub struct Listed {
     pub token: Option<String>,
     /// The state of the current version; `None`: the listing does not tell.
     pub state: Option<State>,
+    /// The custom metadata, where listings tell it and reads do not.
+    pub metadata: Option<Metadata>,
 }
 
 /// A whole listing. Half of one is none.
@@ -264,6 +266,8 @@ pub struct Listed {
 pub struct Listing {
     /// What it showed.
     pub names: Vec<Listed>,
+    /// Names that rules have for themselves, so that no listing has to show them. What one does show of them counts.
+    pub named: Vec<RemoteName>,
     /// Names and folders that may not be looked at, a folder with or without the slash at its end: what lies there is
     /// unknown, not absent.
     pub forbidden: Vec<RemoteName>,
@@ -285,6 +289,8 @@ pub struct Scope<'a> {
     pub backend: &'a BackendId,
     /// Its mode.
     pub mode: Mode,
+    /// How its store names secrets.
+    pub naming: Naming,
     /// Its rules.
     pub mapping: &'a PathMapping,
     /// How they are synced.
@@ -336,6 +342,8 @@ pub struct Step {
     pub rule: usize,
     /// What the listing said of it.
     pub token: Option<String>,
+    /// The custom metadata, where the listing tells it and a read does not.
+    pub metadata: Option<Metadata>,
     /// Never [`Decision::Nothing`] and never [`Decision::Skip`].
     pub decision: Decision,
 }
@@ -368,7 +376,8 @@ pub fn plan(
     held: &BTreeMap<SecretPath, Held>,
     deletions: Deletions,
 ) -> SyncPlan {
-    let mut plan = SyncPlan { listed: listing.names.len() as u64, ..SyncPlan::default() };
+    let mut plan =
+        SyncPlan { listed: (listing.names.len() + listing.named.len()) as u64, ..SyncPlan::default() };
     let mut forbidden: HashSet<&str> = HashSet::new();
     for name in &listing.forbidden {
         if forbidden.insert(name.as_str().trim_end_matches('/')) {
@@ -381,9 +390,23 @@ pub fn plan(
             }
         }
     }
+    let (names, collisions) = scope.fold(&listing.names);
+    for (name, spellings) in &collisions {
+        let detail = format!("in this store these are one name: {}", spellings.join(", "));
+        for (path, _) in scope.paths(name).0 {
+            plan.skip(path.as_str(), name, SkipReason::Collision);
+            plan.skipped.last_mut().expect("it was just added").detail.clone_from(&detail);
+        }
+        // What is not taken is not absent.
+        forbidden.insert(name.as_str());
+    }
     let mut skipped: HashSet<&str> = HashSet::new();
     let mut found: BTreeMap<SecretPath, (usize, &Listed)> = BTreeMap::new();
-    for listed in &listing.names {
+    let is_ambiguous = |name: &RemoteName| collisions.keys().any(|other| other.as_str() == name.as_str());
+    let named = listing.named.iter().filter(|name| !is_ambiguous(name));
+    let unseen = |name: &RemoteName| Listed { name: name.clone(), token: None, state: None, metadata: None };
+    let named: Vec<Listed> = named.map(unseen).collect();
+    for listed in named.iter().chain(names.iter()) {
         let (paths, skip) = scope.paths(&listed.name);
         if let Some(skip) = skip
             && skipped.insert(listed.name.as_str())
@@ -402,7 +425,10 @@ pub fn plan(
         let (rule, name, listed) = match found.remove(path) {
             Some((rule, listed)) => (rule, Cow::Borrowed(&listed.name), Some(listed)),
             None => match scope.mapping.forward(path) {
-                Some((rule, name)) if scope.rules.contains(&rule) => (rule, Cow::Owned(name), None),
+                Some((rule, Some(name))) if scope.rules.contains(&rule) && scope.naming.has(&name) => {
+                    (rule, Cow::Owned(name), None)
+                }
+                // Another cycle's, or detached: a name that no secret there can have is not one that is gone.
                 _ => continue,
             },
         };
@@ -423,6 +449,7 @@ pub fn plan(
             name: name.clone().into_owned(),
             rule,
             token: token.map(str::to_owned),
+            metadata: listed.and_then(|listed| listed.metadata.clone()),
             decision,
         };
         if remote == Remote::Unlisted
@@ -440,8 +467,8 @@ pub fn plan(
         match scope.decide(rule, Local::Absent, compare(listed, None, scope.reread)) {
             Decision::Nothing => {}
             decision => {
-                let (name, token) = (listed.name.clone(), listed.token.clone());
-                plan.steps.push(Step { path, name, rule, token, decision });
+                let Listed { name, token, metadata, .. } = listed.clone();
+                plan.steps.push(Step { path, name, rule, token, metadata, decision });
             }
         }
     }
@@ -490,7 +517,7 @@ impl Scope<'_> {
             match outcome {
                 Ok(path) => {
                     is_mapped = true;
-                    if let Some((rule, _)) = self.mapping.forward(&path)
+                    if let Some(rule) = self.mapping.owner(&path)
                         && self.rules.contains(&rule)
                     {
                         paths.push((path, rule));
@@ -500,6 +527,29 @@ impl Scope<'_> {
             }
         }
         (paths, skip.filter(|_| !is_mapped))
+    }
+
+    /// The names in the one spelling that has a path, and those of which the listing has more than one spelling, with
+    /// these: which of them a read would give, nobody can say.
+    fn fold<'l>(&self, names: &'l [Listed]) -> (Cow<'l, [Listed]>, BTreeMap<RemoteName, Vec<String>>) {
+        let is_folded = |listed: &Listed| *self.naming.fold(&listed.name) == listed.name;
+        if names.iter().all(is_folded) {
+            return (Cow::Borrowed(names), BTreeMap::new());
+        }
+        let mut spellings: BTreeMap<RemoteName, BTreeSet<&str>> = BTreeMap::new();
+        for listed in names {
+            let folded = self.naming.fold(&listed.name).into_owned();
+            spellings.entry(folded).or_default().insert(listed.name.as_str());
+        }
+        spellings.retain(|_, spellings| spellings.len() > 1);
+        let fold =
+            |listed: &Listed| Listed { name: self.naming.fold(&listed.name).into_owned(), ..listed.clone() };
+        let folded = names.iter().map(fold).filter(|listed| !spellings.contains_key(&listed.name)).collect();
+        let collisions = spellings
+            .into_iter()
+            .map(|(name, spellings)| (name, spellings.into_iter().map(str::to_owned).collect()))
+            .collect();
+        (Cow::Owned(folded), collisions)
     }
 
     fn decide(&self, rule: usize, local: Local, remote: Remote) -> Decision {

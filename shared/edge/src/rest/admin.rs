@@ -15,7 +15,7 @@ use super::body::Body;
 use super::call::{Call, Name};
 use super::dto::access::{
     AuditRows, CreatedNode, CreatedToken, NewNode, NewPolicy, NewTenant, NewToken, NodeList, Policy,
-    PolicyList, PolicyRules, RenewToken, Revoked, Tenant, TenantList, Token, TokenList,
+    PolicyList, PolicyRules, RenewToken, Revoked, Tenant, TenantList, TenantPatch, Token, TokenList,
 };
 use super::query::PAGE;
 
@@ -34,7 +34,7 @@ pub(crate) fn api() -> utoipa::openapi::OpenApi {
 fn unserved() -> OpenApiRouter<Arc<dyn AdminService>> {
     OpenApiRouter::new()
         .routes(routes!(list_tenants, create_tenant))
-        .routes(routes!(delete_tenant))
+        .routes(routes!(change_tenant, delete_tenant))
         .routes(routes!(list_policies, create_policy))
         .routes(routes!(read_policy, put_policy, delete_policy))
         .routes(routes!(list_tokens, create_token))
@@ -81,6 +81,20 @@ async fn create_tenant(State(service): Service, call: Call, body: Body) -> Answe
         .location("/v1/tenants", &id)
         .revision(&metadata)
         .done()
+}
+
+/// Changes a tenant by a JSON merge patch.
+#[utoipa::path(
+    patch, path = "/v1/tenants/{id}", tag = "tenants",
+    params(("id" = String, Path, description = "The tenant's id")),
+    request_body(content = TenantPatch, content_type = "application/merge-patch+json"),
+    responses((status = 200, body = Tenant)),
+)]
+async fn change_tenant(State(service): Service, Name(id): Name, call: Call, body: Body) -> Answer {
+    call.query(&[])?;
+    let request = body.parse::<TenantPatch>()?.into_wire(id);
+    let (metadata, answer, _) = service.update_tenant(call.request(request)).await?.into_parts();
+    Json::new(StatusCode::OK, &Tenant::from(required(answer.tenant)?)).revision(&metadata).done()
 }
 
 /// Deletes an empty tenant.

@@ -17,13 +17,12 @@ use super::answer::{Json, required};
 use super::body::Body;
 use super::call::{Call, Name, Names};
 use super::dto::Nothing;
-use super::dto::backend::{
-    self, Backend, BackendDeleted, BackendList, BackendPatch, Configuration, Consent, Patchable,
-};
+use super::dto::backend::{self, Backend, BackendDeleted, BackendList, BackendPatch, Configuration};
 use super::dto::mapping::Members;
 use super::dto::status::{BackendStatus, EventList};
 use super::dto::sync::{StartSync, SyncReport, SyncRun, SyncRunList};
-use super::merge::merged;
+use super::dto::test::{BackendTest, ChangedBackend, ValidatedBackend};
+use super::json::{Consent, patch_backend};
 use super::precondition::{if_match, quoted};
 use super::query::{Flag, PAGE};
 use crate::wire;
@@ -63,6 +62,7 @@ fn unserved() -> OpenApiRouter<Arc<dyn FederationService>> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(read, change, delete))
+        .routes(routes!(test))
         .routes(routes!(status))
         .routes(routes!(list_syncs))
         .routes(routes!(read_sync))
@@ -90,18 +90,26 @@ async fn list(State(service): Service, call: Call) -> Answer {
 /// Configures a backend.
 #[utoipa::path(
     post, path = "/v1/federation/backends", tag = "federation", operation_id = "create_backend",
+    params(("validate_only" = Option<bool>, Query, description = "`true`: check everything and test the connection, \
+        but store nothing")),
     request_body = Configuration<'_>,
-    responses((status = 201, body = Backend, headers(("Location" = String), ("ETag" = String)))),
+    responses(
+        (status = 201, body = Backend, headers(("Location" = String), ("ETag" = String))),
+        (status = 200, body = ValidatedBackend, description = "With `validate_only=true`: nothing was stored"),
+    ),
 )]
 async fn create(State(service): Service, call: Call, body: Body) -> Answer {
-    call.query(&[])?;
+    let validate_only = call.query(&["validate_only"])?.flag("validate_only")? == Flag::On;
     let (backend, Consent { adopt, force }) = backend::parse(body.bytes())?;
     if force {
         return Err(Error::invalid("/force", "is for changes: a new backend has no copies").into());
     }
-    let request = proto::CreateBackendRequest { backend: Some(backend), adopt };
+    let request = proto::CreateBackendRequest { backend: Some(backend), adopt, validate_only };
     let (metadata, answer, _) = service.create_backend(call.request(request)).await?.into_parts();
     let backend = required(answer.backend)?;
+    if validate_only {
+        return validated(backend, answer.test);
+    }
     let id = backend.id.clone();
     shown(StatusCode::CREATED, backend)?.location(BACKENDS, &id).revision(&metadata).done()
 }
@@ -127,22 +135,32 @@ async fn read(State(service): Service, Name(id): Name, call: Call) -> Answer {
         ("id" = String, Path, description = "The backend's id"),
         ("force" = Option<bool>, Query, description = "`true`: accept that copies which were changed here are \
             erased when their paths are proxied again"),
+        ("validate_only" = Option<bool>, Query, description = "`true`: check everything and test the connection, but \
+            store nothing"),
         ("If-Match" = Option<String>, Header, description = "Only if this is the current ETag"),
     ),
     request_body(content = BackendPatch, content_type = "application/merge-patch+json"),
-    responses((status = 200, body = Backend, headers(("ETag" = String)))),
+    responses((status = 200, body = ChangedBackend, headers(("ETag" = String)))),
 )]
 async fn change(State(service): Service, Name(id): Name, call: Call, body: Body) -> Answer {
-    let force = call.query(&["force"])?.flag("force")?;
+    let mut query = call.query(&["force", "validate_only"])?;
+    let how = How { force: query.flag("force")?, validate_only: query.flag("validate_only")? };
     let patch = to_raw_value(&body.parse::<Members>()?).expect("members are raw JSON under string keys");
     let expected = call.if_match.as_ref().map(if_match).transpose()?.flatten();
-    match patched(&*service, call.clone(), &id, &patch, expected, force).await {
+    match patched(&*service, call.clone(), &id, &patch, expected, how).await {
         // Somebody else changed it between our read and our write. Whoever named no ETag does not mind: once more.
         Err(refusal) if refusal.reason() == Reason::PreconditionFailed && expected.is_none() => {
-            patched(&*service, call, &id, &patch, None, force).await
+            patched(&*service, call, &id, &patch, None, how).await
         }
         outcome => outcome,
     }
+}
+
+/// How a change is made, as its query says.
+#[derive(Clone, Copy)]
+struct How {
+    force: Flag,
+    validate_only: Flag,
 }
 
 /// Reads the backend, merges `patch` into it, and writes it if it is still what was read.
@@ -152,7 +170,7 @@ async fn patched(
     id: &str,
     patch: &RawValue,
     expected: Option<&str>,
-    force: Flag,
+    how: How,
 ) -> Answer {
     let request = call.clone().request(proto::GetBackendRequest { id: id.to_owned() });
     let before = required(service.get_backend(request).await?.into_inner().backend)?;
@@ -162,16 +180,36 @@ async fn patched(
             .into());
     }
     let etag = before.etag.clone();
-    let before = to_raw_value(&Patchable::from_wire(before)?).expect("DTOs have string keys");
-    let (after, consent) = backend::parse(merged(&before, patch).get().as_bytes())?;
+    let (after, consent) = patch_backend(before, patch)?;
     let request = proto::UpdateBackendRequest {
         backend: Some(proto::Backend { id: id.to_owned(), etag, ..after }),
         update_mask: None,
         adopt: consent.adopt,
-        force: consent.force || force == Flag::On,
+        force: consent.force || how.force == Flag::On,
+        validate_only: how.validate_only == Flag::On,
     };
     let (metadata, answer, _) = service.update_backend(call.request(request)).await?.into_parts();
-    shown(StatusCode::OK, required(answer.backend)?)?.revision(&metadata).done()
+    let backend = required(answer.backend)?;
+    if how.validate_only == Flag::On {
+        return validated(backend, answer.test);
+    }
+    shown(StatusCode::OK, backend)?.revision(&metadata).done()
+}
+
+/// Tests a backend with a login of its own. Reads no value, stores nothing.
+///
+/// A check that failed is an answer with `"passed": false`, not an error.
+#[utoipa::path(
+    post, path = "/v1/federation/backends/{id}/test", tag = "federation", operation_id = "test_backend",
+    params(("id" = String, Path, description = "The backend's id")),
+    request_body = Option<Nothing>,
+    responses((status = 200, body = BackendTest)),
+)]
+async fn test(State(service): Service, Name(id): Name, call: Call, body: Body) -> Answer {
+    call.query(&[])?;
+    let Nothing {} = body.parse_or_empty()?;
+    let answer = service.test_backend(call.request(proto::TestBackendRequest { id })).await?.into_inner();
+    Json::new(StatusCode::OK, &BackendTest::from(required(answer.test)?)).done()
 }
 
 /// Deletes a configuration. The remote store is left as it is.
@@ -308,6 +346,11 @@ async fn events(State(service): Service, call: Call) -> Answer {
     let request = proto::ListEventsRequest { page_size: page.size, page_token: page.token };
     let answer = service.list_events(call.request(request)).await?.into_inner();
     Json::new(StatusCode::OK, &EventList::from_wire(answer)?).done()
+}
+
+/// What would have been stored, and how it was tested.
+fn validated(backend: proto::Backend, test: Option<proto::BackendTest>) -> Answer {
+    Json::new(StatusCode::OK, &ValidatedBackend::from_wire(backend, required(test)?)?).done()
 }
 
 fn shown(status: StatusCode, backend: proto::Backend) -> Result<Json, Error> {

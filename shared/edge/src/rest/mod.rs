@@ -8,6 +8,7 @@ mod dto;
 pub(crate) mod federation;
 mod field;
 mod freshness;
+pub mod json;
 mod merge;
 mod precondition;
 mod query;

@@ -22,6 +22,27 @@ async fn what_is_made_has_a_place() {
 }
 
 #[tokio::test]
+async fn a_patch_of_a_tenant_changes_what_it_names() {
+    let (fake, router) = front();
+    for (body, mask) in [
+        (r#"{"identities":["aws","gcp"]}"#, r#"["identities"]"#),
+        (r#"{"identities":null}"#, r#"["identities"]"#),
+        (r#"{"display_name":"Acme","identities":[]}"#, r#"["display_name", "identities"]"#),
+        ("{}", r#"["id"]"#),
+    ] {
+        let answer = call(&router, Method::PATCH, "/v1/tenants/acme", &[], body).await;
+        assert_eq!((answer.status.as_u16(), &answer.json()["id"]), (200, &json!("acme")), "{body}");
+        let asked = fake.asked.lock().unwrap().clone();
+        assert!(
+            asked.contains(&format!("update_mask: Some(FieldMask {{ paths: {mask} }})")),
+            "{body}: {asked}"
+        );
+    }
+    let answer = call(&router, Method::PATCH, "/v1/tenants/acme", &[], r#"{"identities":["root"]}"#).await;
+    assert_eq!(answer.refusal(), refusal(400, "invalid_request", "/identities/0"));
+}
+
+#[tokio::test]
 async fn what_is_gone_is_nothing_or_counted() {
     let (fake, router) = front();
     for uri in ["/v1/tenants/acme", "/v1/policies/p", "/v1/nodes/n1"] {

@@ -76,6 +76,20 @@ pub(super) const PROXIED: &str = "fed_pppppppppppppppp";
 /// The run of every other one.
 pub(super) const RUN: &str = "run_0000019b7709c4fa0123456789abcdef";
 
+/// A test in which the credential may not list.
+fn tested() -> federation::BackendTest {
+    let check = |name: &str, outcome: &str, latency_ms| federation::BackendCheck {
+        name: name.into(),
+        outcome: outcome.into(),
+        detail: "found".into(),
+        next_step: if outcome == "failed" { "allow it".into() } else { String::new() },
+        latency_ms,
+    };
+    let checks =
+        vec![check("login", "ok", Some(7)), check("list", "failed", Some(3)), check("read", "skipped", None)];
+    federation::BackendTest { passed: false, checks }
+}
+
 fn running(backend: &str) -> federation::SyncRun {
     federation::SyncRun {
         run_id: RUN.into(),
@@ -227,13 +241,17 @@ impl FederationService for Fake {
     ) -> Result<Response<federation::CreateBackendResponse>, Status> {
         let asked = self.ask(request);
         let mut backend = asked.backend.unwrap();
+        if asked.validate_only {
+            let (backend, test) = (Some(backend), Some(tested()));
+            return Ok(Response::new(federation::CreateBackendResponse { backend, test }));
+        }
         backend.id = "fed_abcdefghijklmnop".into();
         backend.etag = "e1".into();
         backend.generation = 1;
         backend.create_time = Some(TIME);
         backend.update_time = Some(TIME);
         self.backends.lock().unwrap().push(backend.clone());
-        Ok(with_revision(federation::CreateBackendResponse { backend: Some(backend) }))
+        Ok(with_revision(federation::CreateBackendResponse { backend: Some(backend), test: None }))
     }
 
     async fn get_backend(
@@ -259,7 +277,8 @@ impl FederationService for Fake {
         &self,
         request: Request<federation::UpdateBackendRequest>,
     ) -> Result<Response<federation::UpdateBackendResponse>, Status> {
-        let mut backend = self.ask(request).backend.unwrap();
+        let asked = self.ask(request);
+        let mut backend = asked.backend.unwrap();
         let mut held = self.backends.lock().unwrap();
         let before = held.iter_mut().find(|before| before.id == backend.id).unwrap();
         let mut races = self.races.lock().unwrap();
@@ -270,9 +289,21 @@ impl FederationService for Fake {
         if before.etag != backend.etag {
             return Err(grpc::status(Error::new(Reason::PreconditionFailed, "the etag is another one")));
         }
+        if asked.validate_only {
+            let (backend, test) = (Some(backend), Some(tested()));
+            return Ok(Response::new(federation::UpdateBackendResponse { backend, test }));
+        }
         backend.etag.push('1');
         *before = backend.clone();
-        Ok(with_revision(federation::UpdateBackendResponse { backend: Some(backend) }))
+        Ok(with_revision(federation::UpdateBackendResponse { backend: Some(backend), test: None }))
+    }
+
+    async fn test_backend(
+        &self,
+        request: Request<federation::TestBackendRequest>,
+    ) -> Result<Response<federation::TestBackendResponse>, Status> {
+        self.ask(request);
+        Ok(Response::new(federation::TestBackendResponse { test: Some(tested()) }))
     }
 
     async fn delete_backend(
@@ -314,6 +345,18 @@ impl FederationService for Fake {
             }),
             generation: 4,
             nodes: vec![federation::NodeState { name: "n1".into(), generation: 3, ..Default::default() }],
+            call_budget: Some(federation::CallBudget {
+                quotas: vec![federation::QuotaBudget {
+                    quota: "lists".into(),
+                    per_second: 90.0,
+                    burst: 10.0,
+                    remaining: 2.5,
+                }],
+                concurrency: 8,
+                max_concurrency: 64,
+                throttled_until: Some(TIME),
+                reason: "slowed down by the backend until then".into(),
+            }),
             ..Default::default()
         }))
     }
@@ -420,6 +463,8 @@ answers! {
         admin::CreateTenantResponse { tenant: asked.tenant };
     list_tenants(ListTenantsRequest) -> ListTenantsResponse |_|
         admin::ListTenantsResponse { tenants: vec![admin::Tenant::default()], next_page_token: "n".into() };
+    update_tenant(UpdateTenantRequest) -> UpdateTenantResponse |asked|
+        admin::UpdateTenantResponse { tenant: asked.tenant };
     delete_tenant(DeleteTenantRequest) -> DeleteTenantResponse |_| admin::DeleteTenantResponse {};
     put_policy(PutPolicyRequest) -> PutPolicyResponse |asked| admin::PutPolicyResponse { policy: asked.policy };
     get_policy(GetPolicyRequest) -> GetPolicyResponse |asked|

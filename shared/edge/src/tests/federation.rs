@@ -57,6 +57,47 @@ const AWS: &str = r#"{
   "sync_interval": "15m"
 }"#;
 
+/// The examples of the deep dive for the other stores.
+const AWS_WITH_A_ROLE: &str = r#"{
+    "name": "aws-prod-sm",
+    "type": "aws-secrets-manager",
+    "config": {
+      "region": "us-east-1",
+      "credentials_path": "infra/aws/sm/reader",
+      "role_arn": "arn:aws:iam::123456789012:role/scaivault-sm-reader"
+    },
+    "path_mapping": {
+      "external/aws/**": "prod/**"
+    },
+    "mode": "sync",
+    "sync_interval": "15m"
+  }"#;
+const AZURE: &str = r#"{
+  "name": "azure-prod-kv",
+  "type": "azure-key-vault",
+  "config": {
+    "vault_url": "https://acme-prod.vault.azure.net",
+    "auth_method": "managed_identity"
+  },
+  "path_mapping": {
+    "external/azure/**": "**"
+  },
+  "mode": "proxy"
+}"#;
+const GCP: &str = r#"{
+  "name": "gcp-prod-sm",
+  "type": "google-secret-manager",
+  "config": {
+    "project_id": "acme-prod",
+    "credentials_path": "infra/gcp/sm/reader-sa"
+  },
+  "path_mapping": {
+    "external/gcp/**": "**"
+  },
+  "mode": "sync",
+  "sync_interval": "30m"
+}"#;
+
 async fn create(router: &Router, body: &str) -> Answered {
     call(router, Method::POST, BACKENDS, &["content-type: application/json"], body).await
 }
@@ -76,7 +117,7 @@ fn with(change: impl FnOnce(&mut Value)) -> String {
 #[tokio::test]
 async fn the_examples_of_the_documents_are_taken_as_they_stand() {
     let (_, router) = front();
-    for example in [REFERENCE, DEEP_DIVE] {
+    for example in [REFERENCE, DEEP_DIVE, AWS, AWS_WITH_A_ROLE, AZURE, GCP] {
         let answer = create(&router, example).await;
         assert_eq!(answer.status, 201, "{:?}", answer.body);
         assert_eq!((answer.header("location"), answer.header("etag")), (BACKEND, "\"e1\""));
@@ -90,15 +131,23 @@ async fn the_examples_of_the_documents_are_taken_as_they_stand() {
         for (name, value) in sent["config"].as_object().unwrap() {
             assert_eq!(&shown["config"][name], value);
         }
-        assert_eq!(
-            shown["rules"][0],
-            json!({"pattern": "external/hashicorp/**", "template": "secret/data/**"})
-        );
+        let (pattern, template) = sent["path_mapping"].as_object().unwrap().iter().next().unwrap();
+        assert_eq!(shown["rules"][0], json!({"pattern": pattern, "template": template}));
         assert_eq!((&shown["id"], &shown["enabled"]), (&json!("fed_abcdefghijklmnop"), &json!(true)));
     }
-    let aws = create(&router, AWS).await;
-    assert_eq!(aws.refusal(), refusal(400, "invalid_config", "/type"));
-    assert!(aws.json()["detail"].as_str().unwrap().contains("hashicorp-vault"));
+}
+
+#[tokio::test]
+async fn a_field_of_another_store_is_named() {
+    let (_, router) = front();
+    for (example, field) in
+        [(REFERENCE, "region"), (AWS, "vault_url"), (AZURE, "project_id"), (GCP, "region")]
+    {
+        let mut body: Value = serde_json::from_str(example).unwrap();
+        body["config"][field] = json!("x");
+        let answer = create(&router, &body.to_string()).await;
+        assert_eq!(answer.refusal(), refusal(400, "invalid_config", &format!("/config/{field}")));
+    }
 }
 
 #[tokio::test]
@@ -172,9 +221,9 @@ async fn a_wrong_field_is_named_by_its_pointer() {
             "duration",
         ),
         (
-            with(|b| b["path_mapping"] = json!([{"pattern": "a", "template": "b", "separator": "-"}])),
+            with(|b| b["path_mapping"] = json!([{"pattern": "a", "template": "b", "separators": "-"}])),
             "invalid_mapping",
-            "/path_mapping/0/separator",
+            "/path_mapping/0/separators",
             "no field",
         ),
         (with(|b| b["type"] = json!("etcd")), "invalid_config", "/type", "hashicorp-vault"),
@@ -221,6 +270,60 @@ async fn a_patch_changes_what_it_names_and_nothing_else() {
     assert_eq!(after["rules"][0], first, "the order of the patch");
     let kept = patch(&router, &[], r#"{"enabled":false}"#).await.json();
     assert_eq!((&kept["rules"][0], &kept["enabled"]), (&first, &json!(false)), "the order of the backend");
+}
+
+#[tokio::test]
+async fn another_type_takes_nothing_of_the_old_store_over() {
+    let (_, router) = front();
+    create(&router, &with(|b| b["history_depth"] = json!(3))).await;
+    let change = |config: Value| json!({"type": "google-secret-manager", "config": config}).to_string();
+    let nothing = patch(&router, &[], r#"{"type":"google-secret-manager"}"#).await;
+    assert_eq!(nothing.refusal(), refusal(400, "invalid_request", "/config"));
+    let after = patch(&router, &[], &change(json!({"project_id": "acme", "credentials_path": "c"}))).await;
+    assert_eq!(after.status, 200, "{:?}", after.body);
+    for member in ["endpoint", "auth_method", "namespace"] {
+        assert_eq!(after.json()["config"].get(member), None, "{member}");
+    }
+    assert_eq!(after.json()["history_depth"], json!(10), "the fake's default, and not 3");
+    let again = patch(&router, &[], &change(json!({"endpoint": "https://sm"}))).await.json();
+    assert_eq!(again["config"]["project_id"], "acme", "the same type is no other store");
+}
+
+#[tokio::test]
+async fn defaults_follow_what_they_come_from() {
+    let config = async |before: Value, change: Value| {
+        let (_, router) = front();
+        let kind = before.get("region").map_or("hashicorp-vault", |_| "aws-secrets-manager");
+        let body = with(|b| (b["type"], b["config"]) = (json!(kind), before));
+        assert_eq!(create(&router, &body).await.status, 201, "{body}");
+        let answer = patch(&router, &[], &json!({"config": change}).to_string()).await;
+        assert_eq!(answer.status, 200, "{:?}", answer.body);
+        answer.json()["config"].clone()
+    };
+    let role = json!({"region": "eu-central-1", "credentials_path": "c", "role_arn": "r", "external_id": "x",
+        "session_duration": "2h"});
+    let after = config(role.clone(), json!({"role_arn": null})).await;
+    assert_eq!((after.get("external_id"), after.get("session_duration")), (None, None));
+    let after = config(role.clone(), json!({"credentials_path": null})).await;
+    assert_eq!((after.get("external_id"), &after["session_duration"]), (None, &json!("2h")));
+    let after = config(role, json!({"role_arn": "s"})).await;
+    assert_eq!((&after["external_id"], &after["session_duration"]), (&json!("x"), &json!("2h")));
+
+    // As the service gives them: defaults filled in.
+    let vault = json!({"endpoint": "https://a:8200", "auth_method": "aws", "auth_role": "r", "auth_mount": "aws",
+        "aws_server_id": "a", "aws_region": "us-east-1"});
+    let after = config(vault.clone(), json!({"endpoint": "https://b:8200"})).await;
+    assert_eq!(after.get("aws_server_id"), None);
+    let after = config(vault, json!({"auth_method": "gcp"})).await;
+    for member in ["auth_mount", "aws_server_id", "aws_region"] {
+        assert_eq!(after.get(member), None, "{member}");
+    }
+    let chosen = json!({"endpoint": "https://a:8200", "auth_method": "aws", "auth_role": "r", "auth_mount": "team/aws",
+        "aws_server_id": "vault.example", "aws_region": "eu-central-1"});
+    let after = config(chosen.clone(), json!({"endpoint": "https://b:8200"})).await;
+    for member in ["auth_mount", "aws_server_id", "aws_region"] {
+        assert_eq!(after[member], chosen[member], "{member}");
+    }
 }
 
 #[tokio::test]
@@ -362,6 +465,57 @@ async fn a_patch_with_an_etag_is_of_that_configuration_only() {
     assert_eq!(patch(&router, &["if-match: *"], r#"{"enabled":true}"#).await.status, 200);
 }
 
+/// What the fake's test finds.
+fn found() -> Value {
+    let check = |name, outcome, next_step, latency_ms: Option<u64>| {
+        json!({"name": name, "outcome": outcome, "detail": "found", "next_step": next_step,
+               "latency_ms": latency_ms})
+    };
+    json!({"passed": false, "checks": [
+        check("login", "ok", "", Some(7)), check("list", "failed", "allow it", Some(3)),
+        check("read", "skipped", "", None),
+    ]})
+}
+
+#[tokio::test]
+async fn a_test_that_fails_is_an_answer_and_no_error() {
+    let (fake, router) = front();
+    for body in ["", "{}"] {
+        let answer = call(&router, Method::POST, &format!("{BACKEND}/test"), &[], body).await;
+        assert_eq!((answer.status.as_u16(), answer.json()), (200, found()));
+    }
+    assert!(fake.asked.lock().unwrap().contains("TestBackendRequest { id: \"fed_abcdefghijklmnop\" }"));
+    let wrong = call(&router, Method::POST, &format!("{BACKEND}/test"), &[], r#"{"x":1}"#).await;
+    assert_eq!(wrong.refusal(), refusal(400, "invalid_request", "/x"));
+}
+
+#[tokio::test]
+async fn a_configuration_is_validated_and_not_stored() {
+    let (fake, router) = front();
+    let headers = ["content-type: application/json"];
+    let validate = async |query: &str| {
+        call(&router, Method::POST, &format!("{BACKENDS}?validate_only={query}"), &headers, REFERENCE).await
+    };
+    let tried = validate("true").await;
+    assert_eq!((tried.status.as_u16(), &tried.json()["test"]), (200, &found()));
+    let backend = &tried.json()["backend"];
+    assert_eq!((&backend["id"], &backend["name"]), (&json!(""), &json!("hashicorp-production")));
+    assert!(fake.backends.lock().unwrap().is_empty());
+    assert_eq!(validate("yes").await.refusal(), refusal(400, "invalid_request", "/validate_only"));
+    assert_eq!(validate("false").await.status, 201);
+}
+
+#[tokio::test]
+async fn a_change_is_validated_and_not_made() {
+    let (_, router) = front();
+    let before = create(&router, REFERENCE).await.json();
+    let uri = format!("{BACKEND}?validate_only=true");
+    let tried = call(&router, Method::PATCH, &uri, &[], r#"{"enabled":false}"#).await;
+    assert_eq!((tried.status.as_u16(), &tried.json()["test"]), (200, &found()));
+    assert_eq!(tried.json()["backend"]["enabled"], json!(false));
+    assert_eq!(get(&router, BACKEND).await.json(), before);
+}
+
 #[tokio::test]
 async fn a_delete_names_the_nodes_that_do_not_know_yet() {
     let (fake, router) = front();
@@ -414,6 +568,16 @@ async fn the_status_has_the_fields_of_the_reference() {
     assert_eq!(
         (&status["connection"]["status"], &status["connection"]["latency_ms"]),
         (&json!("connected"), &json!(15))
+    );
+    assert_eq!(
+        status["call_budget"],
+        json!({
+            "quotas": [{"quota": "lists", "per_second": 90.0, "burst": 10.0, "remaining": 2.5}],
+            "concurrency": 8,
+            "max_concurrency": 64,
+            "throttled_until": "2026-01-01T00:00:00.250Z",
+            "reason": "slowed down by the backend until then",
+        })
     );
     assert_eq!((&status["nodes"][0]["name"], &status["generation"]), (&json!("n1"), &json!(4)));
 }

@@ -10,6 +10,8 @@ use scaivault_tests::process::Process;
 
 const SERVER: &str = "0";
 const GENERATOR: &str = "1";
+/// Where `utime` is after the name in `/proc/<pid>/stat`, with `stime` behind it; both in hundredths of a second.
+const USER_TIME: usize = 11;
 
 /// Whether servers and generator have a core each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,16 @@ pub(crate) fn used(process: u32) -> Result<Duration> {
         nanos += run.parse::<u64>().context("this kernel keeps no schedstat")?;
     }
     Ok(Duration::from_nanos(nanos))
+}
+
+/// The same with the time of threads that have ended, which only hundredths of seconds are kept of.
+pub(crate) fn used_by_all(process: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name of the program, in brackets, may have anything in it.
+    let (_, fields) = stat.rsplit_once(") ").context("no stat of a process")?;
+    let ticks = fields.split(' ').skip(USER_TIME).take(2).map(str::parse::<u64>);
+    let ticks = ticks.sum::<Result<u64, _>>().context("this kernel keeps no stat")?;
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// Memory of a process that is resident now.

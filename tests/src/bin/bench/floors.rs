@@ -7,7 +7,7 @@ use anyhow::Result;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use axum::serve::ListenerExt as _;
@@ -53,8 +53,11 @@ async fn hand_on(
     headers: HeaderMap,
     request: Request,
 ) -> Result<impl IntoResponse, StatusCode> {
-    let token = headers.get(VAULT_TOKEN).ok_or(StatusCode::UNAUTHORIZED)?;
-    let asked = http.get(format!("{upstream}{}", request.uri().path())).header(VAULT_TOKEN, token);
+    let shown = [VAULT_TOKEN, AUTHORIZATION.as_str()].into_iter();
+    let (name, token) =
+        shown.filter_map(|name| Some((name, headers.get(name)?))).next().ok_or(StatusCode::UNAUTHORIZED)?;
+    let asked = request.uri().path_and_query().map_or("/", |asked| asked.as_str());
+    let asked = http.get(format!("{upstream}{asked}")).header(name, token);
     let answer = asked.send().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
     let status = answer.status();
     let body = answer.bytes().await.map_err(|_| StatusCode::BAD_GATEWAY)?;

@@ -4,7 +4,10 @@
 //! `docs/performance.md`. Nothing is asserted.
 
 mod bulk;
+mod clouds;
 mod cpu;
+mod direct;
+mod fakes;
 mod floors;
 mod load;
 mod pairs;
@@ -22,6 +25,7 @@ use std::{env, fs};
 use anyhow::{Context as _, Result};
 
 use crate::bulk::Bulk;
+use crate::clouds::Clouds;
 use crate::cpu::Pinning;
 use crate::pairs::Extent;
 use crate::report::Report;
@@ -38,9 +42,14 @@ const WHOLE: Extent = Extent {
     rounds: 8,
     turn: Duration::from_millis(1500),
     bulks: &[Bulk { secrets: 10_000, rounds: 3 }, Bulk { secrets: 100_000, rounds: 1 }],
+    clouds: clouds::Extent { turns: 6, turn: Duration::from_millis(1000), secrets: 2000, rounds: 3 },
 };
-const QUICK: Extent =
-    Extent { rounds: 3, turn: Duration::from_millis(700), bulks: &[Bulk { secrets: 1000, rounds: 2 }] };
+const QUICK: Extent = Extent {
+    rounds: 3,
+    turn: Duration::from_millis(700),
+    bulks: &[Bulk { secrets: 1000, rounds: 2 }],
+    clouds: clouds::Extent { turns: 2, turn: Duration::from_millis(500), secrets: 200, rounds: 1 },
+};
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -51,6 +60,9 @@ fn main() -> ExitCode {
         ["serve-tonic", address, answer] => floors::tonic(address, Path::new(answer)),
         ["serve-axum", address, answer] => floors::axum(address, Path::new(answer)),
         ["serve-passthrough", address, upstream] => floors::passthrough(address, upstream),
+        ["serve-azure", file, secrets] => fakes::azure(Path::new(file), secrets),
+        ["serve-gcp", file, secrets] => fakes::gcp(Path::new(file), secrets),
+        ["serve-far", file, upstream] => clouds::far(Path::new(file), upstream),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -74,12 +86,14 @@ async fn measure(extent: Extent) -> Result<Report> {
     let start = Instant::now();
     let pinning = Pinning::possible();
     let folder = tempfile::Builder::new().prefix("bench-").tempdir()?;
-    eprintln!("starting OpenBao, both planes and the servers to compare with …");
+    eprintln!("starting OpenBao, moto, the fakes, both planes and the servers to compare with …");
     let store = Store::start().await?;
+    let clouds = Clouds::start(extent.clouds, folder.path()).await?;
     pinning.pin_generator()?;
     let pairs = pairs::measure(extent, &store, folder.path(), pinning).await?;
+    let clouds = clouds.measure(extent.clouds, folder.path(), pinning).await?;
     let syncs = syncs::measure(extent.bulks, &store, folder.path(), pinning).await?;
-    let report = Report::new(extent, pinning, pairs, syncs);
+    let report = Report::new(extent, pinning, pairs, syncs, clouds);
     writeln!(io::stdout(), "\n{}", report.to_markdown())?;
     let folder = env::current_exe()?
         .parent()

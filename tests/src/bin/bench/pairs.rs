@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::bulk::Bulk;
+use crate::clouds;
 use crate::cpu::{self, Pinning};
 use crate::load::{Grpc, Http, Plain, Reader, read_for};
 use crate::planes::Server;
@@ -29,6 +30,8 @@ pub(crate) struct Extent {
     pub(crate) turn: Duration,
     /// What is synced.
     pub(crate) bulks: &'static [Bulk],
+    /// What is done with the stores of clouds.
+    pub(crate) clouds: clouds::Extent,
 }
 
 /// ScaiVault beside its floor, in the report's own names.
@@ -143,9 +146,10 @@ struct Arm<R> {
 }
 
 /// What an arm did in one turn.
-struct Turn {
-    cpu: Option<Duration>,
-    took: Vec<Duration>,
+pub(crate) struct Turn {
+    pub(crate) cpu: Option<Duration>,
+    /// Sorted.
+    pub(crate) took: Vec<Duration>,
 }
 
 impl<R: Reader> Arm<R> {
@@ -198,8 +202,8 @@ impl Turn {
         self.took.iter().sum::<Duration>().as_secs_f64() * 1000.0 / count
     }
 
-    /// Milliseconds; `took` is sorted.
-    fn percentile(&self, percent: usize) -> f64 {
+    /// Milliseconds.
+    pub(crate) fn percentile(&self, percent: usize) -> f64 {
         let place = (self.took.len().saturating_sub(1)) * percent / 100;
         self.took.get(place).map_or(f64::NAN, |took| took.as_secs_f64() * 1000.0)
     }

@@ -92,6 +92,7 @@ impl ControlPlane {
         let (listen, node_listen) = (address.to_string(), nodes.to_string());
         let mut args = vec!["control-plane", "--data-dir", &data, "--root-key-file", &root_key];
         args.extend(["--listen", &listen, "--node-listen", &node_listen, "--allow-plaintext-backends"]);
+        args.push(planes::EGRESS);
         args.extend(["--log", "warn"]);
         let log = folder.join("control-plane.log");
         let server = Server::start(&program(), &args, address, pinning, &log).await?;
@@ -110,7 +111,7 @@ impl ControlPlane {
         let (listen, control_plane) = (address.to_string(), format!("https://{}", self.nodes));
         let join_token = join_token.display().to_string();
         let mut args = vec!["data-plane", "--data-dir", &data, "--listen", &listen, "--log", "warn"];
-        args.extend(["--control-plane", &control_plane, "--join-token-file", &join_token]);
+        args.extend(["--control-plane", &control_plane, "--join-token-file", &join_token, planes::EGRESS]);
         let log = self.folder.join(format!("{name}.log"));
         let node = Server::start(&program(), &args, address, self.pinning, &log).await?;
         node.ready(&Rest::new(format!("http://{address}"), &self.token)?).await?;
@@ -130,7 +131,11 @@ impl ControlPlane {
 
     /// Configures a backend that is synced, which starts its first run.
     pub(crate) async fn sync(&self, endpoint: &str, mapping: Value) -> Result<Run<'_>> {
-        let mut backend = planes::backend("synced", endpoint, CREDENTIAL, mapping);
+        self.sync_of(planes::backend("synced", endpoint, CREDENTIAL, mapping)).await
+    }
+
+    /// As [`ControlPlane::sync`], of any kind of backend.
+    pub(crate) async fn sync_of(&self, mut backend: Value) -> Result<Run<'_>> {
         backend["mode"] = "sync".into();
         backend["sync_interval"] = "12h".into();
         let asked = SystemClock.now();

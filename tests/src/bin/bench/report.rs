@@ -10,10 +10,13 @@ use scaivault_domain::time::Clock as _;
 use scaivault_telemetry::SystemClock;
 use serde::{Serialize, Serializer};
 
+use crate::clouds::{CloudSync, Reads};
 use crate::cpu::Pinning;
 use crate::pairs::{Extent, Pair};
 use crate::syncs::{Memory, Sync};
 
+/// The figure of proxied reads.
+const ADDED: &str = "added p50 over the pass-through's";
 /// Where the documentation has the figures.
 const BEGIN: &str = "<!-- figures: written by `cargo xtask bench --docs` -->\n";
 const END: &str = "<!-- end of figures -->\n";
@@ -31,6 +34,8 @@ pub(crate) struct Report {
     pairs: Vec<Pair>,
     syncs: Vec<Sync>,
     memory: Vec<Memory>,
+    cloud_reads: Vec<Reads>,
+    cloud_syncs: Vec<CloudSync>,
 }
 
 /// A figure that we want to be at a certain place.
@@ -76,6 +81,19 @@ impl Goal {
     }
 }
 
+/// Those of the stores of clouds.
+fn cloud_goals(reads: &[Reads], syncs: &[CloudSync]) -> Vec<Goal> {
+    let reads = reads.iter().filter_map(|pair| {
+        let ratio = pair.added_p50_ms / pair.passthrough_added_p50_ms?;
+        Some(Goal::new(&pair.name, ADDED, ratio, Bound::AtMost(1.1)))
+    });
+    let figure = "time over the loop's or the quota's, whichever is longer";
+    let syncs = syncs
+        .iter()
+        .map(|cloud| Goal::new(&cloud.sync.name, figure, cloud.ratio_to_bound, Bound::AtMost(1.15)));
+    reads.chain(syncs).collect()
+}
+
 fn goals(pairs: &[Pair], syncs: &[Sync], memory: &[Memory]) -> Vec<Goal> {
     let mut goals = Vec::new();
     let requests = "requests per CPU-second over the floor's";
@@ -89,8 +107,7 @@ fn goals(pairs: &[Pair], syncs: &[Sync], memory: &[Memory]) -> Vec<Goal> {
     ] {
         let added = |name: &str| pairs.iter().find(|pair| pair.name == name).map(|pair| pair.added_p50_ms);
         if let (Some(added), Some(simplest)) = (added(ours), added(simplest)) {
-            let figure = "added p50 over the pass-through's";
-            goals.push(Goal::new(ours, figure, added / simplest, Bound::AtMost(1.1)));
+            goals.push(Goal::new(ours, ADDED, added / simplest, Bound::AtMost(1.1)));
         }
     }
     for sync in syncs {
@@ -111,17 +128,22 @@ impl Report {
         pinning: Pinning,
         pairs: Vec<Pair>,
         (syncs, memory): (Vec<Sync>, Vec<Memory>),
+        (cloud_reads, cloud_syncs): (Vec<Reads>, Vec<CloudSync>),
     ) -> Report {
+        let mut goals = goals(&pairs, &syncs, &memory);
+        goals.extend(cloud_goals(&cloud_reads, &cloud_syncs));
         Report {
             measured: SystemClock.now().to_string(),
             cpu: cpu().unwrap_or_else(|| "unknown".into()),
             pinned: pinning == Pinning::Pinned,
             rounds: extent.rounds,
             turn_ms: extent.turn.as_millis(),
-            goals: goals(&pairs, &syncs, &memory),
+            goals,
             pairs,
             syncs,
             memory,
+            cloud_reads,
+            cloud_syncs,
         }
     }
 
@@ -134,7 +156,17 @@ impl Report {
     pub(crate) fn to_markdown(&self) -> String {
         let pinned = if self.pinned { "servers on core 0, generator on core 1" } else { "not pinned" };
         let mut text = format!("Measured at {} on {}, {pinned}.\n", self.measured, self.cpu);
-        for table in [self.goals(), self.pairs(), self.syncs(), self.unchanged(), self.memory()] {
+        let tables = [
+            self.goals(),
+            self.pairs(),
+            self.syncs(),
+            self.unchanged(),
+            self.memory(),
+            self.cloud_reads(),
+            self.cloud_syncs(),
+            self.cloud_calls(),
+        ];
+        for table in tables {
             text.push('\n');
             text.push_str(&table.to_string());
         }
@@ -255,6 +287,80 @@ impl Report {
                 format!("{:.1}", mib(node.peak_bytes)),
                 format!("{:.0}", mib(node.disk_bytes)),
                 format!("{:.1}", node.prefetch_seconds),
+            ]);
+        }
+        table
+    }
+
+    fn cloud_reads(&self) -> Table {
+        let mut table = Table::new([
+            "reads of clouds, 1 in flight",
+            "store",
+            "direct read",
+            "p50 ms",
+            "direct",
+            "ratio",
+            "added",
+            "pass-through added",
+            "store's CPU ms",
+        ]);
+        for pair in &self.cloud_reads {
+            table.row([
+                code(&pair.name),
+                pair.store.into(),
+                pair.direct.into(),
+                format!("{:.3}", pair.p50_ms),
+                format!("{:.3}", pair.direct_p50_ms),
+                format!("{:.2}", pair.ratio),
+                format!("{:+.3}", pair.added_p50_ms),
+                pair.passthrough_added_p50_ms.map_or("–".into(), |added| format!("{added:+.3}")),
+                format!("{:.3}", pair.store_cpu_ms),
+            ]);
+        }
+        table
+    }
+
+    fn cloud_syncs(&self) -> Table {
+        let mut table = Table::new([
+            "first sync of clouds",
+            "secrets",
+            "s",
+            "loop",
+            "ratio",
+            "s by the quota",
+            "CPU µs a secret",
+            "loop",
+            "store's CPU s",
+            "loop",
+        ]);
+        for CloudSync { sync, store_cpu_seconds, floor_store_cpu_seconds, quota_seconds, .. } in
+            &self.cloud_syncs
+        {
+            table.row([
+                code(&sync.name),
+                sync.secrets.to_string(),
+                format!("{:.2}", sync.seconds),
+                format!("{:.2}", sync.floor_seconds),
+                format!("{:.2}", sync.ratio),
+                format!("{quota_seconds:.2}"),
+                format!("{:.0}", sync.cpu_us),
+                format!("{:.0}", sync.floor_cpu_us),
+                format!("{store_cpu_seconds:.2}"),
+                format!("{floor_store_cpu_seconds:.2}"),
+            ]);
+        }
+        table
+    }
+
+    fn cloud_calls(&self) -> Table {
+        let mut table = Table::new(["calls of a sync", "secrets", "first", "unchanged", "unchanged s"]);
+        for CloudSync { sync, .. } in &self.cloud_syncs {
+            table.row([
+                code(&sync.name),
+                sync.secrets.to_string(),
+                calls(&sync.calls),
+                calls(&sync.unchanged.calls),
+                format!("{:.3}", sync.unchanged.seconds),
             ]);
         }
         table

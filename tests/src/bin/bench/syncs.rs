@@ -44,7 +44,7 @@ pub(crate) struct Sync {
     pub(crate) calls: BTreeMap<String, u64>,
     /// The cycle after it.
     pub(crate) unchanged: Unchanged,
-    /// How long it took to write them into OpenBao.
+    /// How long it took to write them into the store.
     pub(crate) fill_seconds: f64,
 }
 
@@ -76,13 +76,16 @@ pub(crate) struct Memory {
     pub(crate) disk_bytes: u64,
 }
 
-struct Round {
-    first: Ended,
-    unchanged: Ended,
-    floor: Duration,
-    cpu: Duration,
-    floor_cpu: Duration,
-    peak_bytes: u64,
+/// What was seen of one installation.
+pub(crate) struct Round {
+    pub(crate) first: Ended,
+    pub(crate) unchanged: Ended,
+    /// What the loop took.
+    pub(crate) floor: Duration,
+    /// CPU time of the control plane for the first sync.
+    pub(crate) cpu: Duration,
+    pub(crate) floor_cpu: Duration,
+    pub(crate) peak_bytes: u64,
 }
 
 /// Measures each, and the memory of a node with the last.
@@ -109,7 +112,7 @@ pub(crate) async fn measure(
                 memory.push(node_memory(*bulk, &control_plane, &backend, &folder).await?);
             }
         }
-        syncs.push(Sync::of(*bulk, &rounds, fill));
+        syncs.push(Sync::of(&bulk.label(), bulk.secrets, READS, &rounds, fill));
     }
     Ok((syncs, memory))
 }
@@ -187,15 +190,22 @@ fn bytes_of(path: &Path) -> Result<u64> {
 }
 
 impl Sync {
-    fn of(bulk: Bulk, rounds: &[Round], fill: Duration) -> Sync {
+    /// The figures of several rounds; `label` says of what.
+    pub(crate) fn of(
+        label: &str,
+        secrets: usize,
+        in_flight: usize,
+        rounds: &[Round],
+        fill: Duration,
+    ) -> Sync {
         let of = |figure: &dyn Fn(&Round) -> f64| median(rounds.iter().map(figure));
-        let per_secret = |cpu: Duration| per(cpu, bulk.secrets) * 1e6;
+        let per_secret = |cpu: Duration| per(cpu, secrets) * 1e6;
         let last = rounds.last();
         Sync {
-            name: format!("sync_{}", bulk.label()),
-            secrets: bulk.secrets,
+            name: format!("sync_{label}"),
+            secrets,
             rounds: rounds.len(),
-            in_flight: READS,
+            in_flight,
             ratio: of(&|round| round.first.took.as_secs_f64() / round.floor.as_secs_f64()),
             seconds: of(&|round| round.first.took.as_secs_f64()),
             floor_seconds: of(&|round| round.floor.as_secs_f64()),
@@ -204,7 +214,7 @@ impl Sync {
             peak_bytes: rounds.iter().map(|round| round.peak_bytes).max().unwrap_or_default(),
             calls: last.map(|round| round.first.calls.clone()).unwrap_or_default(),
             unchanged: Unchanged {
-                name: format!("sync_unchanged_{}", bulk.label()),
+                name: format!("sync_unchanged_{label}"),
                 fewer_calls: of(&|round| {
                     let sum = |ended: &Ended| ended.calls.values().sum::<u64>() as f64;
                     sum(&round.first) / sum(&round.unchanged)

@@ -9,6 +9,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use xtask::tools;
 
+use crate::clouds::Cloud;
 use crate::story::{COPIED, Demo, SECRET};
 use crate::transcript::Transcript;
 
@@ -59,16 +60,16 @@ fn beside_us(program: &str) -> Option<PathBuf> {
 
 /// A command line, and what its output must contain.
 struct Line {
-    what: &'static str,
+    what: String,
     command: String,
     proof: &'static str,
 }
 
-fn line(what: &'static str, command: impl Into<String>, proof: &'static str) -> Line {
-    Line { what, command: command.into(), proof }
+fn line(what: &str, command: impl Into<String>, proof: &'static str) -> Line {
+    Line { what: what.to_owned(), command: command.into(), proof }
 }
 
-fn curl_lines(curl: &str) -> Vec<Line> {
+fn curl_lines(curl: &str, clouds: &[Cloud]) -> Vec<Line> {
     let read = |route: &str| {
         format!("{curl} -sS -H \"Authorization: Bearer $SCAIVAULT_TOKEN\" \\\n  $SCAIVAULT_ADDR{route}")
     };
@@ -80,14 +81,14 @@ fn curl_lines(curl: &str) -> Vec<Line> {
     let copied = format!("/v1/secrets/{COPIED}");
     let status = "/v1/federation/backends/$BACKEND/status";
     let report = "/v1/federation/backends/$COPY/syncs/$RUN";
-    vec![
+    let mut lines = vec![
         line("REST: read a secret of OpenBao", read(&remote), r#""source":"proxy""#),
         line(
             "REST: write to it; refused, for it belongs to OpenBao",
             write(&remote, r#"{"data":{"password":"winter"}}"#),
             r#""code":"federated_read_only""#,
         ),
-        line("REST: look at the backend", read(status), r#""status":"healthy""#),
+        line("REST: look at the backend of OpenBao", read(status), r#""status":"healthy""#),
         line("REST: read a copy, from ScaiVault's own store", read(&copied), r#""source":"sync""#),
         line("REST: what the first sync copied and left out", read(report), r#""reason":"charset""#),
         line(
@@ -96,7 +97,15 @@ fn curl_lines(curl: &str) -> Vec<Line> {
             r#""version":"#,
         ),
         line("", read(local), r#""source":"local""#),
-    ]
+    ];
+    let clouds = clouds.iter().map(|cloud| Line {
+        what: format!("REST: the same request reads {}", cloud.title),
+        command: read(&format!("/v1/secrets/{}", cloud.path)),
+        proof: cloud.proof,
+    });
+    // After what is read of OpenBao and cannot be written there.
+    lines.splice(2..2, clouds);
+    lines
 }
 
 fn grpcurl_lines(grpcurl: &str) -> Vec<Line> {
@@ -122,6 +131,7 @@ fn scaivault_lines(scaivault: &str) -> Vec<Line> {
     vec![
         line("The command line: read a secret of OpenBao", format!("{scaivault} get {SECRET}"), "autumn"),
         line("List what lies beside it", format!("{scaivault} list external/hashicorp/app"), "stripe"),
+        line("List the backends", format!("{scaivault} backend list"), "hashicorp-copy"),
         line("Look at the backend", format!("{scaivault} backend status $BACKEND"), "healthy"),
         line(
             "See what the sync copied, and what it left out and why",
@@ -146,7 +156,7 @@ pub(crate) async fn show(demo: &Demo, tools: &Tools, title: &str, out: &mut Tran
     let mut failed = 0;
     let program = |path: &Option<PathBuf>| path.as_deref().map(shell_word);
     if let Some(curl) = program(&tools.curl) {
-        failed += show_all(curl_lines(&curl), demo, out).await?;
+        failed += show_all(curl_lines(&curl, &demo.clouds), demo, out).await?;
     } else {
         note(out, "There is no curl on this machine: install it to try REST by hand.")?;
     }
@@ -175,7 +185,7 @@ async fn show_all(lines: Vec<Line>, demo: &Demo, out: &Transcript) -> Result<usi
     let mut failed = 0;
     for line in lines {
         if !line.what.is_empty() {
-            note(out, line.what)?;
+            note(out, &line.what)?;
         }
         out.command(&line.command)?;
         let output = execute(&line.command, demo).await?;

@@ -33,9 +33,10 @@ impl Trail {
 
     /// Waits until the reads so far have arrived from the node.
     pub(crate) async fn catch_up(&mut self, demo: &Demo) -> Result<()> {
+        let last = demo.clouds.last().map_or(SECRET, |cloud| cloud.path);
         wait::until("the node's audit rows have arrived", async || {
             let rows = self.next().await?;
-            let arrived = rows.iter().any(|row| row.path == SECRET && row.backend == demo.backend);
+            let arrived = rows.iter().any(|row| row.path == last && row.action == READ);
             Ok(arrived.then_some(()))
         })
         .await

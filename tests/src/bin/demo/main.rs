@@ -1,7 +1,9 @@
-//! `demo`: both planes in front of a real OpenBao, what they do step by step, and command lines to go on with.
+//! `demo`: both planes in front of a real OpenBao and of what other stores there are, what they do step by step, and
+//! command lines to go on with.
 //!
 //! Every command line that is printed was executed by the demo first, with the output that stands below it.
 
+mod clouds;
 mod lines;
 mod live;
 mod stage;
@@ -14,6 +16,7 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow, bail};
 use scaivault_telemetry::{Format, TelemetryConfig};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
 
 use crate::lines::Tools;
 use crate::live::Trail;
@@ -23,7 +26,7 @@ use crate::transcript::Transcript;
 const USAGE: &str = "\
 usage: demo [--once]
 
-  Starts OpenBao and both planes on loopback, shows what they do, and stays until Ctrl-C.
+  Starts OpenBao, other stores and both planes on loopback, shows what they do, and stays until Ctrl-C.
   --once    the same, but ends after the last command line";
 
 #[derive(Clone, Copy)]
@@ -53,6 +56,10 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn start(run: Run) -> Result<()> {
+    LocalSet::new().run_until(start_here(run)).await
+}
+
+async fn start_here(run: Run) -> Result<()> {
     scaivault_telemetry::init(TelemetryConfig { format: Format::Pretty, filter: Some("error".into()) })?;
     let mut stage = Stage::default();
     let mut transcript = Transcript::stdout();
@@ -66,7 +73,7 @@ async fn start(run: Run) -> Result<()> {
     stage.clear().await;
     shown?;
     transcript.blank()?;
-    transcript.text("Stopped: OpenBao, the control plane and the node. Nothing of them is left.")
+    transcript.text("Stopped: the stores, the control plane and the node. Nothing of them is left.")
 }
 
 async fn show(run: Run, stage: &mut Stage, transcript: &mut Transcript) -> Result<()> {

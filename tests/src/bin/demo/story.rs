@@ -1,19 +1,21 @@
-//! The numbered steps: from an OpenBao with secrets to an application that reads them through ScaiVault.
+//! The numbered steps: from an OpenBao with secrets to an application that reads them through ScaiVault; [`clouds`] goes
+//! on with the other stores.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use reqwest::Method;
 use scaivault_domain::backend::KvVersion;
-use scaivault_proto::secrets::v1::GetRequest;
 use scaivault_proto::secrets::v1::secrets_service_client::SecretsServiceClient;
-use scaivault_tests::planes::{Answer, Bearer, Rest};
+use scaivault_proto::secrets::v1::{GetRequest, SecretSource};
+use scaivault_tests::planes::{Answer, Authenticated, Bearer, Rest};
 use scaivault_tests::servers::openbao::{AppRole, OpenBao};
 use scaivault_tests::wait;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tonic::transport::Endpoint;
 
+use crate::clouds::{self, Cloud};
 use crate::stage::{Stage, is_usual};
 use crate::transcript::Transcript;
 
@@ -23,6 +25,7 @@ const CREDENTIAL: &str = "infra/hashicorp/approle";
 pub(crate) const SECRET: &str = "external/hashicorp/app/db";
 /// The same secret as a copy.
 pub(crate) const COPIED: &str = "external/copy/app/db";
+/// The backends, in the API.
 const BACKENDS: &str = "/v1/federation/backends";
 
 /// What the rest of the demo needs to know.
@@ -37,12 +40,18 @@ pub(crate) struct Demo {
     pub(crate) copy: String,
     /// The run that made the copies.
     pub(crate) run: String,
+    /// The other stores, as far as they are there.
+    pub(crate) clouds: Vec<Cloud>,
 }
+
+/// A gRPC client of the secrets.
+pub(crate) type Secrets = SecretsServiceClient<Authenticated>;
 
 /// Starts everything and tells the story.
 pub(crate) async fn tell(stage: &mut Stage, out: &mut Transcript) -> Result<Demo> {
     out.headline("ScaiVault Federation: one secrets API in front of the stores that you have")?;
 
+    stage.begin_others();
     let openbao = stage.openbao().await?;
     let (endpoint, admin) = (openbao.addr(), openbao.client()?);
     let role = seed(openbao).await?;
@@ -61,12 +70,8 @@ pub(crate) async fn tell(stage: &mut Stage, out: &mut Transcript) -> Result<Demo
     let api = Rest::new(address.clone(), &token)?;
 
     out.step("The AppRole credential for OpenBao becomes a secret of ScaiVault")?;
-    let path = format!("/v1/secrets/{CREDENTIAL}");
-    out.sent(&format!("PUT {path}"))?;
-    out.sent(r#"{"data":{"role_id":"…","secret_id":"…"}}"#)?;
-    let credential = json!({ "data": { "role_id": role.role_id, "secret_id": role.secret_id } });
-    let stored = succeeded(api.put(&path, credential).await?)?;
-    out.received(&format!("201, version {}", stored["version"]))?;
+    let credential = json!({ "role_id": role.role_id, "secret_id": role.secret_id });
+    store(&api, CREDENTIAL, credential, out).await?;
 
     out.step("OpenBao becomes a backend in proxy mode, mapped to external/hashicorp/**")?;
     let body = [
@@ -84,15 +89,9 @@ pub(crate) async fn tell(stage: &mut Stage, out: &mut Transcript) -> Result<Demo
     read(&api, SECRET, out).await?;
 
     out.step("The same by gRPC")?;
-    out.sent(&format!("scaivault.secrets.v1.SecretsService/Get {}", json!({ "path": SECRET })))?;
     let channel = Endpoint::from_shared(address.clone())?.connect().await?;
     let mut secrets = SecretsServiceClient::with_interceptor(channel, Bearer::new(&token)?);
-    let start = Instant::now();
-    let answer = secrets.get(GetRequest { path: SECRET.into(), ..Default::default() }).await?.into_inner();
-    let took = start.elapsed();
-    let secret = answer.secret.context("an answer without a secret")?;
-    let value: Value = serde_json::from_slice(&secret.value)?;
-    out.received(&format!("OK, {value}, remote version {}, {}", secret.remote_version, millis(took)))?;
+    read_by_grpc(&mut secrets, SECRET, out).await?;
 
     out.step("Somebody changes a secret in OpenBao; the next read has the new value")?;
     let path = "external/hashicorp/app/stripe";
@@ -114,7 +113,11 @@ pub(crate) async fn tell(stage: &mut Stage, out: &mut Transcript) -> Result<Demo
     out.received(&format!("201, id {copy}"))?;
 
     out.step("The first sync has its report: what was copied, and what was left out and why")?;
-    let run = first_run(&api, &copy, out).await?;
+    let (run, report) = first_run(&api, &copy, out).await?;
+    ensure!(
+        report["skipped"][0]["reason"] == "charset",
+        "the name without a path was not left out: {report}"
+    );
 
     out.step("A copy is read: it comes from ScaiVault's own store, and says how old it is")?;
     read(&api, COPIED, out).await?;
@@ -141,11 +144,23 @@ pub(crate) async fn tell(stage: &mut Stage, out: &mut Transcript) -> Result<Demo
     out.received(&format!("200, {}", counts(&report)))?;
     healthy(&api, &copy).await?;
 
-    Ok(Demo { address, token, backend, copy, run })
+    let clouds = clouds::tell(stage, &api, &mut secrets, out).await?;
+    Ok(Demo { address, token, backend, copy, run, clouds })
+}
+
+/// Stores a credential; what is shown of it is the names of its members.
+pub(crate) async fn store(api: &Rest, path: &str, credential: Value, out: &Transcript) -> Result<()> {
+    let route = format!("/v1/secrets/{path}");
+    let members = credential.as_object().into_iter().flatten();
+    let members: Vec<String> = members.map(|(name, _)| format!(r#""{name}":"…""#)).collect();
+    out.sent(&format!("PUT {route}"))?;
+    out.sent(&format!(r#"{{"data":{{{}}}}}"#, members.join(",")))?;
+    let stored = succeeded(api.put(&route, json!({ "data": credential })).await?)?;
+    out.received(&format!("201, version {}", stored["version"]))
 }
 
 /// Configures a backend as `body` says, line by line; returns its id.
-async fn create_backend(api: &Rest, body: &[String], out: &Transcript) -> Result<String> {
+pub(crate) async fn create_backend(api: &Rest, body: &[String], out: &Transcript) -> Result<String> {
     out.sent(&format!("POST {BACKENDS}"))?;
     for line in body {
         out.sent(line)?;
@@ -155,7 +170,7 @@ async fn create_backend(api: &Rest, body: &[String], out: &Transcript) -> Result
 }
 
 /// The status of a backend once it is healthy.
-async fn healthy(api: &Rest, backend: &str) -> Result<Value> {
+pub(crate) async fn healthy(api: &Rest, backend: &str) -> Result<Value> {
     status_with(api, backend, |status| status["status"] == "healthy").await
 }
 
@@ -177,8 +192,8 @@ async fn status_with(api: &Rest, backend: &str, good: impl Fn(&Value) -> bool) -
     .await
 }
 
-/// Shows the report of the first run of a backend, and returns the id of the run.
-async fn first_run(api: &Rest, backend: &str, out: &Transcript) -> Result<String> {
+/// Shows the report of the first run of a backend; returns the id of the run, and the report.
+pub(crate) async fn first_run(api: &Rest, backend: &str, out: &Transcript) -> Result<(String, Value)> {
     let runs = format!("{BACKENDS}/{backend}/syncs");
     let run = wait::until("the first sync has ended", async || {
         let answer = api.get(&runs).await?.ok()?;
@@ -193,11 +208,7 @@ async fn first_run(api: &Rest, backend: &str, out: &Transcript) -> Result<String
     for skipped in report["skipped"].as_array().into_iter().flatten() {
         out.received(&format!("     left out: {}, reason {}", skipped["remote_name"], skipped["reason"]))?;
     }
-    ensure!(
-        report["skipped"][0]["reason"] == "charset",
-        "the name without a path was not left out: {report}"
-    );
-    Ok(run)
+    Ok((run, report))
 }
 
 /// What a report counted.
@@ -237,7 +248,7 @@ async fn seed(openbao: &OpenBao) -> Result<AppRole> {
 }
 
 /// Reads a secret, and shows what matters of the answer.
-async fn read(api: &Rest, path: &str, out: &Transcript) -> Result<Value> {
+pub(crate) async fn read(api: &Rest, path: &str, out: &Transcript) -> Result<Value> {
     let route = format!("/v1/secrets/{path}");
     out.sent(&format!("GET {route}"))?;
     let start = Instant::now();
@@ -250,14 +261,43 @@ async fn read(api: &Rest, path: &str, out: &Transcript) -> Result<Value> {
         "200, {}, source {}, remote version {}{age}, {}",
         secret["data"],
         text("source"),
-        text("remote_version"),
+        short(&text("remote_version")),
         millis(took),
     ))?;
     Ok(secret)
 }
 
+/// Reads a secret by gRPC, and shows what matters of the answer.
+pub(crate) async fn read_by_grpc(secrets: &mut Secrets, path: &str, out: &Transcript) -> Result<()> {
+    out.sent(&format!("scaivault.secrets.v1.SecretsService/Get {}", json!({ "path": path })))?;
+    let start = Instant::now();
+    let answer = secrets.get(GetRequest { path: path.into(), ..Default::default() }).await?.into_inner();
+    let took = start.elapsed();
+    let secret = answer.secret.context("an answer without a secret")?;
+    let value: Value = serde_json::from_slice(&secret.value)?;
+    let source = match secret.source() {
+        SecretSource::Proxy => "proxy",
+        SecretSource::Sync => "sync",
+        SecretSource::Local => "local",
+        SecretSource::Unspecified => "unspecified",
+    };
+    out.received(&format!(
+        "OK, {value}, source {source}, remote version {}, {}",
+        short(&secret.remote_version),
+        millis(took)
+    ))
+}
+
+/// The beginning of a store's name of a version, which may be a GUID.
+fn short(version: &str) -> String {
+    match version.char_indices().nth(8) {
+        Some((end, _)) => format!("{}…", &version[..end]),
+        None => version.to_owned(),
+    }
+}
+
 /// Tries to read a secret that cannot be read now, and shows the refusal.
-async fn refused(api: &Rest, path: &str, status: u16, out: &Transcript) -> Result<()> {
+pub(crate) async fn refused(api: &Rest, path: &str, status: u16, out: &Transcript) -> Result<Value> {
     let route = format!("/v1/secrets/{path}");
     out.sent(&format!("GET {route}"))?;
     let start = Instant::now();
@@ -265,7 +305,8 @@ async fn refused(api: &Rest, path: &str, status: u16, out: &Transcript) -> Resul
     let took = start.elapsed();
     ensure!(answer.status == status, "expected {status}: {} {}", answer.status, answer.text);
     let code = answer.json["code"].as_str().unwrap_or_default();
-    out.received(&format!("{status}, {code}, {}", millis(took)))
+    out.received(&format!("{status}, {code}, {}", millis(took)))?;
+    Ok(answer.json)
 }
 
 fn succeeded(answer: Answer) -> Result<Value> {

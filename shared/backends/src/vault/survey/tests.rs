@@ -119,7 +119,7 @@ async fn a_read_has_the_token_of_the_survey() {
 #[tokio::test]
 async fn where_a_scan_is_forbidden_versions_are_listed_and_that_is_remembered() {
     let (server, vault) = v2(|path| match path {
-        LOOKUP => json(200, "{}"),
+        LOOKUP => json(200, r#"{"data":{}}"#),
         _ if path.ends_with("scan=true") => json(403, DENIED),
         "/v1/kv/detailed-metadata?list=true&limit=5000" => {
             let folder = |key| (key, Some("{}".to_owned()));
@@ -146,7 +146,7 @@ async fn where_a_scan_is_forbidden_versions_are_listed_and_that_is_remembered() 
 #[tokio::test]
 async fn hashicorp_vault_is_walked_by_names() {
     let (server, vault) = v2(|path| match below(path, "metadata").as_deref() {
-        _ if path == LOOKUP => json(200, "{}"),
+        _ if path == LOOKUP => json(200, r#"{"data":{}}"#),
         None => json(404, NO_SUCH_PATH),
         Some("?list=true&limit=5000") => names(&["a", "a/", "gone", "mine", "mine/"]),
         Some("/a?list=true&limit=5000") => names(&["b c"]),
@@ -194,7 +194,8 @@ async fn the_whole_store_is_its_configured_mount() {
 
 #[tokio::test]
 async fn a_survey_that_may_see_nothing_fails() {
-    let (_server, vault) = v2(|path| if path == LOOKUP { json(200, "{}") } else { json(403, DENIED) }).await;
+    let (_server, vault) =
+        v2(|path| if path == LOOKUP { json(200, r#"{"data":{}}"#) } else { json(403, DENIED) }).await;
     assert_eq!(survey(&vault, Some(&name("kv/data"))).await, Err(BackendError::Forbidden));
 }
 

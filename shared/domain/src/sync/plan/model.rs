@@ -277,7 +277,7 @@ impl World {
     }
 
     fn policies(&self, path: &SecretPath) -> (WritePolicy, ConflictPolicy) {
-        let (rule, _) = self.mapping.forward(path).unwrap();
+        let rule = self.mapping.owner(path).unwrap();
         let effective = self.settings.of(Mode::Sync, &self.mapping.rules()[rule]);
         (effective.write_policy, effective.conflict_policy)
     }
@@ -383,7 +383,7 @@ impl World {
 
     /// The name of a path whose writes go through to the backend and would be accepted there.
     fn writable(&self, path: &SecretPath) -> Option<&'static str> {
-        let (_, name) = self.mapping.forward(path)?;
+        let (_, Some(name)) = self.mapping.forward(path)? else { return None };
         let ours = &self.ours[path];
         let is_as_agreed = ours.agreed.is_none_or(|(_, theirs)| theirs == self.theirs(name.as_str()).changes);
         let (write, _) = self.policies(path);
@@ -392,7 +392,7 @@ impl World {
     }
 
     fn change_ours(&mut self, path: &SecretPath, change: &Change) {
-        let is_mapped = self.mapping.forward(path).is_some();
+        let is_mapped = self.mapping.owner(path).is_some();
         if !is_mapped || self.ours[path].frozen {
             return;
         }
@@ -420,7 +420,7 @@ impl World {
     }
 
     fn resolve(&mut self, path: &SecretPath, choice: ConflictPolicy) {
-        let Some((_, name)) = self.mapping.forward(path) else { return };
+        let Some((_, Some(name))) = self.mapping.forward(path) else { return };
         if !self.ours[path].frozen {
             return;
         }
@@ -431,8 +431,10 @@ impl World {
                 ours.write(Some(value), State::Active);
                 self.agree(path, name.as_str(), |_| {});
             }
-            // What the backend has is known, and ours is a change of it.
-            (ConflictPolicy::LocalWins, Some(_)) => {
+            // What the backend has is known, and ours is a change of it. Without a value of ours there is nothing to win.
+            (ConflictPolicy::LocalWins, Some(_))
+                if ours.value().is_some() || ours.state == Some(State::Deleted) =>
+            {
                 ours.changes += 1;
                 self.agree(path, name.as_str(), |base| base.local_version = 0);
                 self.ours.get_mut(path).unwrap().agreed = Some((0, theirs.changes));
@@ -451,7 +453,7 @@ impl World {
             let name = RemoteName::with_literal(*name, 1);
             let token = (self.survey != Survey::Names).then(|| theirs.token());
             let state = (self.survey == Survey::TokensAndStates).then_some(state);
-            listing.names.push(Listed { name, token, state });
+            listing.names.push(Listed { name, token, state, metadata: None });
         }
         listing.forbidden = self.forbidden.iter().map(|name| RemoteName::new(*name)).collect();
         listing
@@ -464,6 +466,7 @@ impl World {
         let scope = Scope {
             backend: &self.backend,
             mode: Mode::Sync,
+            naming: Naming::Vault,
             mapping: &self.mapping,
             settings: &self.settings,
             rules: &cycle.rules,
@@ -639,7 +642,7 @@ impl World {
             prop_assert!(ours.versions.starts_with(&before.versions), "a version of {path} is lost");
             prop_assert!(ours.versions.len() <= before.versions.len() + 1);
             let mapped = self.mapping.forward(path).filter(|(rule, _)| cycle.rules.contains(rule));
-            let Some((_, name)) = mapped else {
+            let Some((_, Some(name))) = mapped else {
                 prop_assert_eq!(ours, before, "{} is none of its business", path);
                 continue;
             };
@@ -711,7 +714,7 @@ impl World {
         let told: Vec<_> = plan.skipped.iter().map(|skip| skip.remote_name.as_str()).collect();
         prop_assert_eq!(told, skipped);
         for (path, ours) in &self.ours {
-            let Some((_, name)) = self.mapping.forward(path) else { continue };
+            let Some((_, Some(name))) = self.mapping.forward(path) else { continue };
             let (write, conflict) = self.policies(path);
             let (local, theirs) = (self.local(path), self.theirs(name.as_str()));
             let step = plan.steps.iter().find(|step| step.path == *path);

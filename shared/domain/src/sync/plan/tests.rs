@@ -1,5 +1,5 @@
 use super::*;
-use crate::mapping::Overrides;
+use crate::mapping::{GivenRule, Overrides};
 
 /// Every row of the three-way table, under every policy. `a / b`: `a` if writes go through to the backend, `b` if they
 /// do not.
@@ -172,6 +172,7 @@ struct Scene {
     backend: BackendId,
     mapping: PathMapping,
     settings: SyncSettings,
+    naming: Naming,
     rules: Vec<usize>,
     reread: Reread,
     listing: Listing,
@@ -191,8 +192,15 @@ impl Scene {
     }
 
     fn with_overrides<'a>(rules: impl IntoIterator<Item = (&'a str, &'a str, Overrides)>) -> Self {
-        let mapping = PathMapping::parse_rules(rules).unwrap();
+        let given = rules.into_iter().map(|(pattern, template, overrides)| GivenRule {
+            pattern,
+            template,
+            overrides,
+            ..GivenRule::default()
+        });
+        let mapping = PathMapping::parse_rules(given).unwrap();
         Scene {
+            naming: Naming::Vault,
             backend: BackendId::from_random([1; 10]),
             rules: (0..mapping.rules().len()).collect(),
             mapping,
@@ -223,6 +231,7 @@ impl Scene {
     /// Our store has a copy that is as it was agreed.
     fn copy(&mut self, at: &str) -> &mut Held {
         let (_, name) = self.mapping.forward(&path(at)).expect("a mapped path");
+        let name = name.expect("a name that the store can have");
         let base = Some(self.base(name.as_str()));
         self.held.entry(path(at)).or_insert(Held { secret: Some((1, State::Active)), base })
     }
@@ -235,7 +244,12 @@ impl Scene {
 
     fn list(&mut self, name: &str, token: &str) -> &mut Listed {
         let name = RemoteName::with_literal(name, 1);
-        self.listing.names.push(Listed { name, token: Some(token.into()), state: Some(State::Active) });
+        self.listing.names.push(Listed {
+            name,
+            token: Some(token.into()),
+            state: Some(State::Active),
+            metadata: None,
+        });
         self.listing.names.last_mut().unwrap()
     }
 
@@ -253,6 +267,7 @@ impl Scene {
         let scope = Scope {
             backend: &self.backend,
             mode: Mode::Sync,
+            naming: self.naming,
             mapping: &self.mapping,
             settings: &self.settings,
             rules: &self.rules,
@@ -324,7 +339,8 @@ fn only_what_changed_is_read() {
 fn a_listing_without_tokens_has_everything_read() {
     let mut scene = Scene::new(&[("e/**", "kv/**")]);
     scene.copy("e/a").base.as_mut().unwrap().token = String::new();
-    *scene.list("kv/a", "") = Listed { name: RemoteName::new("kv/a"), token: None, state: None };
+    *scene.list("kv/a", "") =
+        Listed { name: RemoteName::new("kv/a"), token: None, state: None, metadata: None };
     assert_eq!(steps(&scene.plan()), [("e/a", Decision::Read)]);
     scene.listing.names[0].token = Some(String::new());
     assert_eq!(steps(&scene.plan()), [("e/a", Decision::Read)]);
@@ -589,4 +605,53 @@ fn steps_are_in_the_order_of_their_paths() {
     let plan = scene.plan();
     assert_eq!(plan.steps.len(), 13);
     assert!(plan.steps.is_sorted_by(|a, b| a.path < b.path));
+}
+
+#[test]
+fn two_spellings_of_one_name_are_a_collision_and_not_absent() {
+    let mut scene = Scene::new(&[("e/**", "**")]);
+    scene.naming = Naming::Azure;
+    scene.copy("e/db");
+    for name in ["DB", "Db", "Other"] {
+        scene.list(name, "agreed");
+    }
+    let plan = scene.plan();
+    let skipped: Vec<_> = plan.skipped.iter().map(|line| (&*line.path, line.reason, &*line.detail)).collect();
+    assert_eq!(skipped, [("e/db", SkipReason::Collision, "in this store these are one name: DB, Db")]);
+    assert_eq!(plan.unverified, [path("e/db")]);
+    let steps: Vec<_> = plan.steps.iter().map(|step| (step.path.as_str(), step.name.as_str())).collect();
+    assert_eq!(steps, [("e/other", "other")]);
+    assert_eq!(plan.steps[0].decision, Decision::Read);
+}
+
+#[test]
+fn what_a_listing_shows_of_a_rules_own_name_counts() {
+    let mut scene = Scene::new(&[("own", "db"), ("e/**", "**")]);
+    scene.naming = Naming::Azure;
+    scene.listing.named = vec![RemoteName::new("db")];
+    // No listing shows it: it may still be there, at each of its paths.
+    assert_eq!(steps(&scene.plan()), [("e/db", Decision::Read), ("own", Decision::Read)]);
+    for at in ["own", "e/db"] {
+        scene.copy(at).base.as_mut().unwrap().remote_name = "db".into();
+    }
+    // It is spelled in one way there, and in ours here.
+    scene.list("DB", "agreed");
+    let plan = scene.plan();
+    assert_eq!((steps(&plan), skips(&plan), plan.unchanged), (vec![], vec![], 2));
+    // In two ways it is nobody's.
+    scene.list("Db", "agreed");
+    let plan = scene.plan();
+    assert_eq!((steps(&plan), plan.unchanged, plan.unverified.len()), (vec![], 0, 2));
+}
+
+#[test]
+fn a_copy_whose_name_the_store_cannot_have_is_detached_and_not_gone() {
+    let mut scene = Scene::new(&[("e/*", "*")]);
+    scene.naming = Naming::Azure;
+    for at in ["e/DB", "e/db"] {
+        scene.copy(at);
+    }
+    scene.list("db", "agreed");
+    let plan = scene.plan();
+    assert_eq!((steps(&plan), plan.known, plan.unverified.len()), (vec![], 1, 0));
 }

@@ -1,9 +1,11 @@
 //! Tenants, policies, tokens, nodes and audit rows in JSON.
 
+use prost_types::FieldMask;
 use scaivault_domain::Error;
+use scaivault_domain::backend::OwnIdentity;
 use scaivault_domain::time::parse_duration;
 use scaivault_proto::admin::v1 as proto;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::{duration, rfc3339, to_wire};
@@ -18,11 +20,80 @@ pub(in crate::rest) struct NewTenant {
     /// For people.
     #[serde(default)]
     display_name: String,
+    /// The identities of ScaiVault's own that its backends may log in with; none if left out.
+    #[serde(default)]
+    identities: Vec<Identity>,
 }
 
 impl From<NewTenant> for proto::Tenant {
     fn from(new: NewTenant) -> Self {
-        proto::Tenant { id: new.id, display_name: new.display_name, create_time: None }
+        proto::Tenant {
+            id: new.id,
+            display_name: new.display_name,
+            create_time: None,
+            identities: names(new.identities),
+        }
+    }
+}
+
+/// An identity that ScaiVault itself has where it runs.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Identity {
+    /// The Kubernetes service account of the control plane.
+    Kubernetes,
+    /// What the AWS environment gives the control plane.
+    Aws,
+    /// The managed identity of the control plane's machine.
+    Azure,
+    /// The service account, or the workload identity, of the control plane.
+    Gcp,
+}
+
+fn names(identities: Vec<Identity>) -> Vec<String> {
+    let name = |identity| match identity {
+        Identity::Kubernetes => OwnIdentity::Kubernetes,
+        Identity::Aws => OwnIdentity::Aws,
+        Identity::Azure => OwnIdentity::Azure,
+        Identity::Gcp => OwnIdentity::Gcp,
+    };
+    identities.into_iter().map(|identity| name(identity).as_str().to_owned()).collect()
+}
+
+/// A change of a tenant; what is left out stays as it is, and `null` empties.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::rest) struct TenantPatch {
+    /// For people.
+    #[serde(default, deserialize_with = "named")]
+    display_name: Option<String>,
+    /// All identities of ScaiVault's own that its backends may log in with from now on.
+    #[serde(default, deserialize_with = "named")]
+    identities: Option<Vec<Identity>>,
+}
+
+/// A member that is there; `null` is the empty one.
+fn named<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(member: D) -> Result<Option<T>, D::Error> {
+    Option::<T>::deserialize(member).map(|value| Some(value.unwrap_or_default()))
+}
+
+impl TenantPatch {
+    pub(in crate::rest) fn into_wire(self, id: String) -> proto::UpdateTenantRequest {
+        let named =
+            [("display_name", self.display_name.is_some()), ("identities", self.identities.is_some())];
+        let paths: Vec<_> =
+            named.into_iter().filter(|(_, is_named)| *is_named).map(|(name, _)| name).collect();
+        // No path at all would be every path.
+        let paths = if paths.is_empty() { vec!["id"] } else { paths };
+        proto::UpdateTenantRequest {
+            tenant: Some(proto::Tenant {
+                id,
+                display_name: self.display_name.unwrap_or_default(),
+                create_time: None,
+                identities: names(self.identities.unwrap_or_default()),
+            }),
+            update_mask: Some(FieldMask { paths: paths.into_iter().map(str::to_owned).collect() }),
+        }
     }
 }
 
@@ -32,6 +103,8 @@ pub(in crate::rest) struct Tenant {
     id: String,
     /// For people.
     display_name: String,
+    /// The identities of ScaiVault's own that its backends may log in with.
+    identities: Vec<String>,
     #[schema(required)]
     created_at: Option<String>,
 }
@@ -39,7 +112,7 @@ pub(in crate::rest) struct Tenant {
 impl From<proto::Tenant> for Tenant {
     fn from(tenant: proto::Tenant) -> Self {
         let created_at = rfc3339(tenant.create_time.as_ref());
-        Tenant { id: tenant.id, display_name: tenant.display_name, created_at }
+        Tenant { id: tenant.id, display_name: tenant.display_name, identities: tenant.identities, created_at }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use scaivault_domain::backend::HASHICORP_VAULT;
+use scaivault_domain::backend::ProviderKind;
 use scaivault_domain::sync::{ConflictPolicy, Mode, SyncSettings, WritePolicy};
 use scaivault_domain::time::format_duration;
 use scaivault_domain::{Error, Reason};
@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::config::Config;
 use super::mapping::{PathMapping, PathRule};
-use super::{duration, given, named, rfc3339, span, to_wire};
+use super::{duration, named, rfc3339, span, to_wire};
 use crate::rest::answer::required;
 use crate::rest::body::{self, Fault};
 use crate::wire;
@@ -24,12 +25,12 @@ use crate::wire;
 pub(in crate::rest) struct Configuration<'a> {
     /// Unique in the tenant.
     name: String,
-    /// Which store: `hashicorp-vault`.
-    #[schema(pattern = "^hashicorp-vault$")]
+    /// Which store: `hashicorp-vault`, `aws-secrets-manager`, `azure-key-vault` or `google-secret-manager`.
+    #[schema(pattern = "^(hashicorp-vault|aws-secrets-manager|azure-key-vault|google-secret-manager)$")]
     r#type: String,
     /// Where the store is and how to log in.
     #[serde(borrow)]
-    #[schema(value_type = VaultConfig)]
+    #[schema(value_type = Config)]
     config: &'a RawValue,
     /// Which paths the backend owns.
     path_mapping: PathMapping,
@@ -52,7 +53,7 @@ pub(in crate::rest) struct Configuration<'a> {
     /// How old an answer may be, e.g. `1m`: an older copy is compared with the store before it is given.
     #[schema(pattern = "^([0-9]+(days?|h|m|s|ms|us|ns))+$")]
     max_staleness: Option<String>,
-    /// How many versions the first copy of a secret brings along; 10 if left out.
+    /// How many versions the first copy of a secret brings along; if left out, 10 of a Vault and 1 of others.
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 100)]
     history_depth: Option<NonZeroU32>,
     /// Whether the backend is used at all; true if left out.
@@ -66,47 +67,6 @@ pub(in crate::rest) struct Configuration<'a> {
     force: bool,
 }
 
-/// HashiCorp Vault or OpenBao.
-#[derive(Default, Deserialize, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(in crate::rest) struct VaultConfig {
-    /// Base URL, e.g. `https://vault.internal:8200`.
-    endpoint: String,
-    /// `approle` or `token`.
-    #[schema(pattern = "^(approle|token)$")]
-    auth_method: String,
-    /// The local secret with the credential: `{role_id, secret_id}` or `{token}`.
-    auth_config_path: String,
-    /// Where the auth method is mounted; its own name if left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    auth_mount: Option<String>,
-    /// Whether the server's certificate is checked; true if left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tls_verify: Option<bool>,
-    /// Vault namespace.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    namespace: Option<String>,
-    /// PEM certificates that the server's certificate must chain to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ca_cert: Option<String>,
-    /// The KV mount, where `sys/internal/ui/mounts` is forbidden; together with `kv_version`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kv_mount: Option<String>,
-    /// 1 or 2; together with `kv_mount`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 2)]
-    kv_version: Option<i32>,
-    /// Policies of the child tokens that nodes get (`auth_method` `token`).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    lease_policies: Vec<String>,
-    /// Whether nodes may hold a configured token that never expires (`auth_method` `token`).
-    #[serde(default)]
-    allow_static_on_nodes: bool,
-    /// The deadline of a proxied read, e.g. `5s`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeout: Option<String>,
-}
-
 /// Parses a configuration.
 ///
 /// # Errors
@@ -114,58 +74,38 @@ pub(in crate::rest) struct VaultConfig {
 pub(in crate::rest) fn parse(text: &[u8]) -> Result<(proto::Backend, Consent), Error> {
     let sent: Configuration<'_> = body::parse(text).map_err(|fault| in_place(fault, ""))?;
     // The type first: what is a field of `config` depends on it.
-    if sent.r#type != HASHICORP_VAULT {
-        let detail = format!("is no supported type; there is `{HASHICORP_VAULT}`");
-        return Err(Error::field(Reason::InvalidConfig, "/type", detail));
-    }
-    let config: VaultConfig =
-        body::parse(sent.config.get().as_bytes()).map_err(|fault| in_place(fault, "/config"))?;
+    let kind = ProviderKind::parse(&sent.r#type)?;
+    let config = Config::parse(kind, sent.config.get()).map_err(|fault| in_place(fault, "/config"))?;
+    let (config, timeout) = config.into_wire()?;
     let mode = Mode::parse(&sent.mode)?;
     let defaults = SyncSettings::default();
     let write_policy = named("/write_policy", sent.write_policy, WritePolicy::parse)?;
     let conflict_policy = named("/conflict_policy", sent.conflict_policy, ConflictPolicy::parse)?;
-    let invalid = |pointer: &str, detail: &str| Error::field(Reason::InvalidConfig, pointer, detail);
-    let kv = match (config.kv_mount, config.kv_version) {
-        (None, None) => None,
-        (Some(path), Some(version)) => Some(proto::KvMount { path, version }),
-        (Some(_), None) => return Err(invalid("/config/kv_version", "is required beside kv_mount")),
-        (None, Some(_)) => return Err(invalid("/config/kv_mount", "is required beside kv_version")),
-    };
     let backend = proto::Backend {
         name: sent.name,
-        config: Some(proto::backend::Config::HashicorpVault(proto::HashicorpVaultConfig {
-            endpoint: config.endpoint,
-            auth_method: config.auth_method,
-            auth_config_path: config.auth_config_path,
-            auth_mount: config.auth_mount.unwrap_or_default(),
-            tls_verify: config.tls_verify,
-            namespace: config.namespace.unwrap_or_default(),
-            ca_cert: config.ca_cert.unwrap_or_default(),
-            kv,
-            lease_policies: config.lease_policies,
-            allow_static_on_nodes: config.allow_static_on_nodes,
-        })),
+        config: Some(config),
         rules: sent.path_mapping.into_wire()?,
         mode: wire::mode(mode).into(),
         enabled: sent.enabled,
-        timeout: span("/config/timeout", config.timeout)?.map(to_wire),
+        timeout,
         sync_interval: span("/sync_interval", sent.sync_interval)?.map(to_wire),
         write_policy: wire::write_policy(write_policy.unwrap_or(defaults.write_policy)).into(),
         conflict_policy: wire::conflict_policy(conflict_policy.unwrap_or(defaults.conflict_policy)).into(),
         prefetch: sent.prefetch.unwrap_or(defaults.prefetch),
         max_staleness: span("/max_staleness", sent.max_staleness)?.map(to_wire),
-        history_depth: sent.history_depth.map_or(defaults.history_depth, NonZeroU32::get),
+        history_depth: sent.history_depth.map_or(0, NonZeroU32::get),
         ..Default::default()
     };
     Ok((backend, Consent { adopt: sent.adopt, force: sent.force }))
 }
 
 /// What the sender of a configuration accepts.
-pub(in crate::rest) struct Consent {
+#[derive(Clone, Copy, Debug)]
+pub struct Consent {
     /// Existing local secrets may be hidden by the mapping.
-    pub(in crate::rest) adopt: bool,
+    pub adopt: bool,
     /// Copies that were changed here may be erased.
-    pub(in crate::rest) force: bool,
+    pub force: bool,
 }
 
 /// A fault below `prefix`, with the reason of the part of a configuration that it lies in.
@@ -205,7 +145,7 @@ pub(in crate::rest) struct Backend {
 }
 
 /// What a merge patch is merged into: the mapping as an array, so that a patch of something else keeps what the rules
-/// override.
+/// override, and `config` without the defaults that follow from other members, so that they follow a change of those.
 #[derive(Serialize)]
 pub(in crate::rest) struct Patchable {
     #[serde(flatten)]
@@ -218,10 +158,10 @@ pub(in crate::rest) struct Patchable {
 struct Configured {
     /// Unique in the tenant.
     name: String,
-    /// Which store: `hashicorp-vault`.
+    /// Which store.
     r#type: &'static str,
     /// Where the store is and how to log in.
-    config: VaultConfig,
+    config: Config,
     /// How reads are served where a rule does not say otherwise: `proxy` or `sync`.
     mode: &'static str,
     /// From the start of one cycle to the start of the next.
@@ -248,25 +188,11 @@ impl Configured {
         let mode = wire::parse_mode("/mode", backend.mode)?.unwrap_or(Mode::Proxy);
         let write_policy = wire::parse_write_policy("/write_policy", backend.write_policy)?;
         let conflict_policy = wire::parse_conflict_policy("/conflict_policy", backend.conflict_policy)?;
-        let proto::backend::Config::HashicorpVault(vault) = required(backend.config)?;
-        let (kv_mount, kv_version) = vault.kv.map(|kv| (kv.path, kv.version)).unzip();
+        let (kind, config) = Config::from_wire(required(backend.config)?, backend.timeout.as_ref());
         Ok(Configured {
             name: backend.name,
-            r#type: HASHICORP_VAULT,
-            config: VaultConfig {
-                endpoint: vault.endpoint,
-                auth_method: vault.auth_method,
-                auth_config_path: vault.auth_config_path,
-                auth_mount: given(vault.auth_mount),
-                tls_verify: Some(vault.tls_verify.unwrap_or(true)),
-                namespace: given(vault.namespace),
-                ca_cert: given(vault.ca_cert),
-                kv_mount,
-                kv_version,
-                lease_policies: vault.lease_policies,
-                allow_static_on_nodes: vault.allow_static_on_nodes,
-                timeout: duration(backend.timeout.as_ref()).map(format_duration),
-            },
+            r#type: kind.as_str(),
+            config,
             mode: mode.as_str(),
             sync_interval: duration(backend.sync_interval.as_ref()).map(format_duration),
             write_policy: write_policy.unwrap_or(defaults.write_policy).as_str(),
@@ -299,7 +225,9 @@ impl Patchable {
     /// The backend as the service gave it.
     pub(in crate::rest) fn from_wire(mut backend: proto::Backend) -> Result<Self, Error> {
         let path_mapping = PathRule::from_wire(std::mem::take(&mut backend.rules))?;
-        Ok(Patchable { configured: Configured::from_wire(backend)?, path_mapping })
+        let configured = Configured::from_wire(backend)?;
+        let config = configured.config.without_defaults();
+        Ok(Patchable { configured: Configured { config, ..configured }, path_mapping })
     }
 }
 
@@ -312,7 +240,8 @@ pub(in crate::rest) struct BackendList {
 }
 
 /// A change: members replace those of the configuration, `null` removes them, `config` is merged member by member,
-/// `path_mapping` is replaced whole and in either form (RFC 7396). Without `path_mapping` the rules keep what they
+/// `path_mapping` is replaced whole and in either form (RFC 7396). With another `type` nothing of the old `config` stays,
+/// nor `history_depth`. Without `path_mapping` the rules keep what they
 /// override; an answer's `rules` are sent back as `path_mapping`.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only describes the body")]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use scaivault_domain::Error;
-use scaivault_domain::mapping::Overrides;
+use scaivault_domain::mapping::{GivenRule, Overrides};
 use scaivault_domain::sync::{ConflictPolicy, Mode, WritePolicy};
 use scaivault_domain::time::format_duration;
 use scaivault_proto::federation::v1 as proto;
@@ -17,7 +17,7 @@ use utoipa::openapi::schema::{AdditionalProperties, ArrayBuilder, ObjectBuilder,
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{named, span};
+use super::{given, named, span};
 use crate::rest::body::Object;
 use crate::wire;
 
@@ -37,6 +37,11 @@ impl Members {
     /// The members of `value`; `None` if it is no object, or one with a key twice.
     pub(in crate::rest) fn of(value: &RawValue) -> Option<Self> {
         serde_json::from_str(value.get()).ok()
+    }
+
+    /// The member of this name.
+    pub(in crate::rest) fn get(&self, name: &str) -> Option<&RawValue> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
     }
 }
 
@@ -97,6 +102,10 @@ pub(in crate::rest) struct PathRule {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^(backend_wins|local_wins|manual)$")]
     conflict_policy: Option<String>,
+    /// What joins the segments of a name in a store whose names have no slashes, e.g. `--`; slashes if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 16)]
+    separator: Option<String>,
 }
 
 impl PathRule {
@@ -107,6 +116,7 @@ impl PathRule {
             Ok(PathRule {
                 pattern: rule.pattern,
                 template: rule.template,
+                separator: given(rule.separator),
                 mode: overrides.mode.map(|mode| mode.as_str().to_owned()),
                 sync_interval: overrides.sync_interval.map(format_duration),
                 write_policy: overrides.write_policy.map(|policy| policy.as_str().to_owned()),
@@ -125,7 +135,12 @@ impl PathRule {
             write_policy: named(&at("write_policy"), self.write_policy, WritePolicy::parse)?,
             conflict_policy: named(&at("conflict_policy"), self.conflict_policy, ConflictPolicy::parse)?,
         };
-        Ok(wire::rule(self.pattern, self.template, &overrides))
+        Ok(wire::rule(&GivenRule {
+            pattern: &self.pattern,
+            template: &self.template,
+            separator: self.separator.as_deref().unwrap_or_default(),
+            overrides,
+        }))
     }
 }
 

@@ -2,10 +2,12 @@
 
 pub(super) mod access;
 pub(super) mod backend;
+mod config;
 pub(super) mod mapping;
 pub(super) mod secret;
 pub(super) mod status;
 pub(super) mod sync;
+pub(super) mod test;
 
 use std::time::Duration;
 

@@ -34,6 +34,56 @@ pub(in crate::rest) struct BackendStatus {
     /// When the control plane's login ends; null if it does not or there is none.
     #[schema(required)]
     login_expires_at: Option<String>,
+    /// How often the control plane may call it now; null before its first call.
+    #[schema(required)]
+    call_budget: Option<CallBudget>,
+}
+
+/// How often the control plane may call a backend now. Nodes have parts of their own.
+#[derive(Serialize, ToSchema)]
+struct CallBudget {
+    /// What the store's quotas leave its credential; empty if it has none.
+    quotas: Vec<QuotaBudget>,
+    /// Most calls at once; less than `max_concurrency` while the backend wants to be called less.
+    concurrency: u32,
+    /// Most calls at once otherwise.
+    max_concurrency: u32,
+    /// It is not called before that; null if it did not ask for a pause.
+    #[schema(required)]
+    throttled_until: Option<String>,
+    /// Why it is called less than it could be, one sentence; empty if it is not.
+    reason: String,
+}
+
+/// What is left of one quota of a store.
+#[derive(Serialize, ToSchema)]
+struct QuotaBudget {
+    /// `values`, `metadata`, `lists` or `batches`.
+    quota: String,
+    /// Calls a second that can be kept up.
+    per_second: f64,
+    /// Calls at once, after a pause.
+    burst: f64,
+    /// Calls at once, now.
+    remaining: f64,
+}
+
+impl From<proto::CallBudget> for CallBudget {
+    fn from(budget: proto::CallBudget) -> Self {
+        let quotas = budget.quotas.into_iter().map(|left| QuotaBudget {
+            quota: left.quota,
+            per_second: left.per_second,
+            burst: left.burst,
+            remaining: left.remaining,
+        });
+        CallBudget {
+            quotas: quotas.collect(),
+            concurrency: budget.concurrency,
+            max_concurrency: budget.max_concurrency,
+            throttled_until: rfc3339(budget.throttled_until.as_ref()),
+            reason: budget.reason,
+        }
+    }
 }
 
 /// How the sync of a backend stands. Null, all of it, where nothing is synced.
@@ -184,6 +234,7 @@ impl BackendStatus {
             generation: status.generation,
             nodes: nodes.collect(),
             login_expires_at: rfc3339(status.login_expire_time.as_ref()),
+            call_budget: status.call_budget.map(CallBudget::from),
         }
     }
 }

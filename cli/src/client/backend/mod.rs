@@ -1,20 +1,28 @@
-//! `backend add | list | show | set | remove | status | sync | syncs | sync-report | sync-cancel | events`.
+//! `backend add | list | show | set | remove | test | status | sync | syncs | sync-report | sync-cancel | events`.
+
+mod rule;
+mod settings;
+mod test;
 
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::builder::PossibleValuesParser;
-use clap::{ArgAction, Args, Subcommand};
-use scaivault_domain::backend::{BackendId, HASHICORP_VAULT, VaultAuthMethod};
-use scaivault_domain::sync::{ConflictPolicy, MAX_HISTORY, Mode, WritePolicy};
+use clap::{Args, Subcommand};
+use scaivault_domain::backend::BackendId;
+use scaivault_domain::sync::Mode;
 use scaivault_domain::tenant::BackendName;
+use scaivault_edge::json::{self, BackendJson};
+use scaivault_proto::federation::v1::backend::Config;
 use scaivault_proto::federation::v1::{
     Backend, BackendHealth, CopiesPolicy, CreateBackendRequest, DeleteBackendRequest, GetBackendRequest,
     GetBackendStatusRequest, GetBackendStatusResponse, ListBackendsRequest, UpdateBackendRequest,
 };
 use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 
-use super::backend_file::{BackendFile, Rule, Rules, Stored, rule};
+use self::rule::Rule;
+use self::settings::{Settings, check_complete, read_file};
 use super::{events, sync, wire};
 use crate::connection::Connection;
 use crate::failure::Failure;
@@ -33,6 +41,10 @@ pub(crate) enum Command {
     Set(Box<Set>),
     /// Stop federating a store; the store itself is left as it is.
     Remove(Remove),
+    /// Test a backend, stored or not: address, credential, login, permissions. Reads no value, stores nothing.
+    ///
+    /// The exit code is 0 if it passed, 2 if a check failed.
+    Test(test::Test),
     /// Show whether a backend works, and how far each node is with its configuration.
     Status(Named),
     /// Start a sync, or join the one under way.
@@ -80,11 +92,14 @@ pub(crate) struct Add {
     #[arg(value_parser = parse::backend_name, required_unless_present = "file", conflicts_with = "file")]
     name: Option<BackendName>,
     /// The configuration as JSON, with the fields of the REST API.
-    #[arg(long, value_name = "FILE", conflicts_with = "settings")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["settings", "Store", "Login"])]
     file: Option<PathBuf>,
     /// Accept that existing local secrets are hidden by the mapping.
     #[arg(long)]
     adopt: bool,
+    /// Check and test everything, but store nothing.
+    #[arg(long)]
+    validate_only: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -102,141 +117,11 @@ pub(crate) struct Set {
     /// Accept that copies which were changed here are erased when their paths are proxied again.
     #[arg(long)]
     force: bool,
+    /// Check and test everything, but store nothing.
+    #[arg(long)]
+    validate_only: bool,
     #[command(flatten)]
     settings: Settings,
-}
-
-/// The settings of a backend. An empty text takes an optional setting back.
-#[derive(Debug, Args)]
-#[group(id = "settings", multiple = true)]
-pub(crate) struct Settings {
-    /// Which kind of store.
-    #[arg(long = "type", value_name = "TYPE", value_parser = PossibleValuesParser::new([HASHICORP_VAULT]))]
-    kind: Option<String>,
-    /// Base URL, e.g. https://vault.internal:8200.
-    #[arg(long, value_name = "URL")]
-    endpoint: Option<String>,
-    /// How ScaiVault logs in.
-    #[arg(long, value_name = "METHOD", value_parser = parse::one_of(VaultAuthMethod::ALL, VaultAuthMethod::as_str))]
-    auth_method: Option<VaultAuthMethod>,
-    /// Path of the local secret with the credential.
-    #[arg(long, value_name = "PATH")]
-    auth_config_path: Option<String>,
-    /// Where the auth method is mounted, if not under its own name.
-    #[arg(long, value_name = "MOUNT")]
-    auth_mount: Option<String>,
-    /// Vault namespace.
-    #[arg(long)]
-    namespace: Option<String>,
-    /// PEM certificates that the store's certificate must chain to.
-    #[arg(long, value_name = "FILE")]
-    ca_cert_file: Option<String>,
-    /// Do not check the store's certificate.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    no_tls_verify: Option<bool>,
-    /// The KV mount, where ScaiVault may not ask for it.
-    #[arg(long, value_name = "MOUNT")]
-    kv_mount: Option<String>,
-    /// The version of the KV mount, 1 or 2.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=2))]
-    kv_version: Option<i32>,
-    /// A policy of the tokens that nodes get (auth method `token`). Repeatable.
-    #[arg(long, value_name = "POLICY", action = ArgAction::Append)]
-    lease_policy: Option<Vec<String>>,
-    /// Let nodes hold a token that never expires (auth method `token`).
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    allow_static_on_nodes: Option<bool>,
-    /// Deadline of a read, e.g. 5s.
-    #[arg(long, value_name = "DURATION")]
-    timeout: Option<String>,
-    /// Which paths are which names in the store, e.g. 'external/vault/**=secret/data/**'. Repeatable; the first that
-    /// matches wins. A rule may override settings of the backend: 'a/**=secret/a/**,mode=sync,sync-interval=30s'; there
-    /// are mode, sync-interval, write-policy, conflict-policy.
-    #[arg(
-        long = "map",
-        value_name = "PATTERN=TEMPLATE[,SETTING=VALUE…]",
-        value_parser = rule,
-        action = ArgAction::Append
-    )]
-    mapping: Option<Vec<Rule>>,
-    /// How reads are served: from the store each time (proxy, the default), or from copies (sync).
-    #[arg(long, value_parser = parse::one_of(Mode::ALL, Mode::as_str))]
-    mode: Option<Mode>,
-    /// From the start of one sync to the start of the next, e.g. 15m; needed with --mode sync.
-    #[arg(long, value_name = "DURATION")]
-    sync_interval: Option<String>,
-    /// What becomes of writes to synced paths. This version serves `disabled` only.
-    #[arg(long, value_name = "POLICY", value_parser = parse::one_of(WritePolicy::ALL, WritePolicy::as_str))]
-    write_policy: Option<WritePolicy>,
-    /// Who is right when both sides of a synced path changed. This version serves `backend_wins` only.
-    #[arg(long, value_name = "POLICY", value_parser = parse::one_of(ConflictPolicy::ALL, ConflictPolicy::as_str))]
-    conflict_policy: Option<ConflictPolicy>,
-    /// Let every node hold every copy, instead of those that were read there.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    prefetch: Option<bool>,
-    /// How old an answer may be, e.g. 1m; an older copy is compared with the store first.
-    #[arg(long, value_name = "DURATION")]
-    max_staleness: Option<String>,
-    /// How many versions the first copy of a secret brings along (10 unless set).
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_HISTORY)))]
-    history_depth: Option<u32>,
-    /// Whether it is used; a backend that is not keeps its paths and refuses reads.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    enabled: Option<bool>,
-}
-
-impl Settings {
-    /// Puts what was named into `file`.
-    fn apply(self, file: &mut BackendFile) -> Result<(), Failure> {
-        fn put<T>(place: &mut T, value: Option<T>) {
-            if let Some(value) = value {
-                *place = value;
-            }
-        }
-        let config = &mut file.config;
-        put(&mut file.kind, self.kind);
-        put(&mut config.endpoint, self.endpoint);
-        put(&mut config.auth_method, self.auth_method.map(|method| method.as_str().to_owned()));
-        put(&mut config.auth_config_path, self.auth_config_path);
-        put(&mut config.auth_mount, self.auth_mount);
-        put(&mut config.namespace, self.namespace);
-        put(&mut config.ca_cert, self.ca_cert_file.as_deref().map(read_certificates).transpose()?);
-        put(&mut config.tls_verify, self.no_tls_verify.map(|unchecked| Some(!unchecked)));
-        if self.kv_mount.as_deref() == Some("") {
-            config.kv_version = None;
-        }
-        put(&mut config.kv_mount, self.kv_mount);
-        put(&mut config.kv_version, self.kv_version.map(Some));
-        put(
-            &mut config.lease_policies,
-            self.lease_policy.map(|all| all.into_iter().filter(|policy| !policy.is_empty()).collect()),
-        );
-        put(&mut config.allow_static_on_nodes, self.allow_static_on_nodes);
-        put(&mut config.timeout, self.timeout);
-        put(&mut file.path_mapping, self.mapping.map(Rules));
-        put(&mut file.mode, self.mode.map(|mode| mode.as_str().to_owned()));
-        put(&mut file.sync_interval, self.sync_interval);
-        put(&mut file.write_policy, self.write_policy.map(Some));
-        put(&mut file.conflict_policy, self.conflict_policy.map(Some));
-        put(&mut file.prefetch, self.prefetch);
-        put(&mut file.max_staleness, self.max_staleness);
-        put(&mut file.history_depth, self.history_depth.map(Some));
-        put(&mut file.enabled, self.enabled.map(Some));
-        Ok(())
-    }
-}
-
-fn read_certificates(file: &str) -> Result<String, Failure> {
-    if file.is_empty() {
-        return Ok(String::new());
-    }
-    read_file(file.as_ref())
-}
-
-fn read_file(file: &std::path::Path) -> Result<String, Failure> {
-    std::fs::read_to_string(file).map_err(|error| {
-        Failure::usage(format!("{} cannot be read: {error}", file.display()), "name a file that can be read")
-    })
 }
 
 /// A backend as people name it. What has the shape of an id is one.
@@ -299,6 +184,7 @@ impl Command {
             }
             Command::Set(set) => set.run(to, output).await,
             Command::Remove(remove) => remove.run(to, output).await,
+            Command::Test(test) => test.run(to, output).await,
             Command::Status(named) => status(&named.backend, to, output).await,
             Command::Sync(sync) => sync.run(to, output).await,
             Command::Syncs(named) => sync::list(&named.backend, to, output).await,
@@ -314,41 +200,28 @@ impl Command {
 
 impl Add {
     async fn run(self, to: &Connection, output: &mut Output<'_>) -> Result<(), Failure> {
-        let file = match (&self.file, self.name) {
-            (Some(path), _) => BackendFile::parse(&read_file(path)?)?,
+        let document = match (&self.file, self.name) {
+            (Some(path), _) => read_file(path)?,
             (None, name) => {
-                let mut file =
-                    BackendFile { name: name.map(String::from).unwrap_or_default(), ..Default::default() };
-                file.mode = Mode::Proxy.as_str().to_owned();
-                self.settings.apply(&mut file)?;
-                all_given(&file)?;
-                file
+                let mut document = self.settings.into_patch()?;
+                check_complete(&document)?;
+                document.insert("name".into(), name.map(String::from).into());
+                document.entry("mode").or_insert(Mode::Proxy.as_str().into());
+                Value::from(document).to_string()
             }
         };
-        let request =
-            CreateBackendRequest { backend: Some(file.to_wire()?), adopt: self.adopt || file.adopt };
-        show(to.federation().create_backend(request).await?.into_inner().backend, output)
+        let (backend, consent) = json::parse_backend(document.as_bytes())?;
+        let request = CreateBackendRequest {
+            backend: Some(backend),
+            adopt: self.adopt || consent.adopt,
+            validate_only: self.validate_only,
+        };
+        let answer = to.federation().create_backend(request).await?.into_inner();
+        if self.validate_only {
+            return test::show_validated(answer.backend, answer.test, output);
+        }
+        show(answer.backend, output)
     }
-}
-
-/// Names every option that is missing, not only the first.
-fn all_given(file: &BackendFile) -> Result<(), Failure> {
-    let options = [
-        ("--type", file.kind.is_empty()),
-        ("--endpoint", file.config.endpoint.is_empty()),
-        ("--auth-method", file.config.auth_method.is_empty()),
-        ("--auth-config-path", file.config.auth_config_path.is_empty()),
-        ("--map", file.path_mapping.0.is_empty()),
-    ];
-    let missing: Vec<_> =
-        options.into_iter().filter(|(_, missing)| *missing).map(|(option, _)| option).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::usage(
-        format!("a backend needs {}", missing.join(", ")),
-        "add them, or give the whole configuration with --file; `scaivault backend add --help` explains each",
-    ))
 }
 
 impl Set {
@@ -356,14 +229,17 @@ impl Set {
         let id = self.named.backend.id(to).await?;
         let answer = to.federation().get_backend(GetBackendRequest { id: id.clone() }).await?.into_inner();
         let before = answer.backend.ok_or_else(|| Failure::strange_answer("no backend"))?;
-        let mut file = BackendFile::of_wire(&before)?;
+        let mut patch = self.settings.into_patch()?;
         if let Some(name) = self.name {
-            file.name = name.into();
+            patch.insert("name".into(), String::from(name).into());
         }
-        self.settings.apply(&mut file)?;
-        let wanted = file.to_wire()?;
-        let paths = changes(&before, &wanted);
-        if paths.is_empty() {
+        let patch = to_raw_value(&patch).expect("a map of JSON is JSON");
+        let (wanted, _) = json::patch_backend(before.clone(), &patch)?;
+        // What the patch did not name is written out there as well, defaults included.
+        let (written_out, _) =
+            json::patch_backend(before.clone(), &RawValue::from_string("{}".into()).expect("JSON"))?;
+        let paths = changes(&written_out, &wanted);
+        if paths.is_empty() && !self.validate_only {
             output.note("nothing to change: the backend is configured like this")?;
             return show(Some(before), output);
         }
@@ -373,8 +249,13 @@ impl Set {
             update_mask: Some(prost_types::FieldMask { paths }),
             adopt: self.adopt,
             force: self.force,
+            validate_only: self.validate_only,
         };
-        show(to.federation().update_backend(request).await?.into_inner().backend, output)
+        let answer = to.federation().update_backend(request).await?.into_inner();
+        if self.validate_only {
+            return test::show_validated(answer.backend, answer.test, output);
+        }
+        show(answer.backend, output)
     }
 }
 
@@ -382,7 +263,7 @@ impl Set {
 fn changes(before: &Backend, wanted: &Backend) -> Vec<String> {
     let fields = [
         ("name", before.name != wanted.name),
-        ("hashicorp_vault", before.config != wanted.config),
+        (config_field(wanted), before.config != wanted.config),
         ("rules", before.rules != wanted.rules),
         ("mode", before.mode != wanted.mode),
         ("enabled", before.enabled != wanted.enabled),
@@ -397,80 +278,86 @@ fn changes(before: &Backend, wanted: &Backend) -> Vec<String> {
     fields.into_iter().filter(|(_, changed)| *changed).map(|(field, _)| field.to_owned()).collect()
 }
 
+/// The field of the message that holds the configuration of the store.
+fn config_field(backend: &Backend) -> &'static str {
+    match &backend.config {
+        Some(Config::HashicorpVault(_)) | None => "hashicorp_vault",
+        Some(Config::AwsSecretsManager(_)) => "aws_secrets_manager",
+        Some(Config::AzureKeyVault(_)) => "azure_key_vault",
+        Some(Config::GoogleSecretManager(_)) => "google_secret_manager",
+    }
+}
+
+fn rules(backend: &Backend) -> Result<Vec<Rule>, Failure> {
+    let rules = backend.rules.iter().enumerate().map(|(index, rule)| Rule::of(index, rule));
+    rules.collect::<Result<_, _>>().map_err(|_| Failure::strange_answer("a rule of a later version"))
+}
+
+fn shown(backend: Backend) -> Result<BackendJson, Failure> {
+    BackendJson::of(backend).map_err(|_| Failure::strange_answer("a backend of a later version"))
+}
+
 fn show(backend: Option<Backend>, output: &mut Output<'_>) -> Result<(), Failure> {
-    let stored = Stored::of(backend.ok_or_else(|| Failure::strange_answer("no backend"))?)?;
+    let backend = backend.ok_or_else(|| Failure::strange_answer("no backend"))?;
+    let (rules, etag) = (rules(&backend)?, backend.etag.clone());
+    let stored = shown(backend)?;
     output.show(&stored, || {
-        let (file, config) = (&stored.file, &stored.file.config);
-        let about = details([
-            ("name", file.name.clone()),
-            ("id", stored.id.clone()),
-            ("type", file.kind.clone()),
-            ("mode", file.mode.clone()),
-            ("enabled", file.enabled.unwrap_or(true).to_string()),
-            ("endpoint", config.endpoint.clone()),
-            ("namespace", config.namespace.clone()),
-            ("auth method", config.auth_method.clone()),
-            ("auth mount", config.auth_mount.clone()),
-            ("auth config path", config.auth_config_path.clone()),
-            ("TLS", tls(file).to_owned()),
-            (
-                "KV mount",
-                config.kv_version.map(|v| format!("{} (v{v})", config.kv_mount)).unwrap_or_default(),
-            ),
-            ("lease policies", config.lease_policies.join(", ")),
-            (
-                "static token on nodes",
-                if config.allow_static_on_nodes { "allowed".into() } else { String::new() },
-            ),
-            ("timeout", config.timeout.clone()),
-            ("sync interval", file.sync_interval.clone()),
-            ("write policy", file.write_policy.map(WritePolicy::as_str).unwrap_or_default().to_owned()),
-            (
-                "conflict policy",
-                file.conflict_policy.map(ConflictPolicy::as_str).unwrap_or_default().to_owned(),
-            ),
-            ("prefetch", if file.prefetch { "every node holds every copy".into() } else { String::new() }),
-            ("max staleness", file.max_staleness.clone()),
-            ("history depth", file.history_depth.map(|depth| depth.to_string()).unwrap_or_default()),
-            ("generation", stored.generation.to_string()),
-            ("etag", stored.etag.clone()),
-            ("created", stored.create_time.clone().unwrap_or_default()),
-            ("changed", stored.update_time.clone().unwrap_or_default()),
-        ]);
-        let rules = file.path_mapping.0.iter();
-        let rules = rules.map(|rule| [rule.pattern.clone(), rule.template.clone(), rule.overrides()]);
-        format!("{about}\n{}", table(["pattern", "template", "overrides"], rules))
+        let about = serde_json::to_value(&stored).unwrap_or_default();
+        // Most telling first; what is only in a later version of the API is not forgotten.
+        let first = ["name", "id", "type", "mode", "enabled"];
+        let mut lines: Vec<(String, String)> =
+            first.iter().map(|name| ((*name).to_owned(), cell(name, &about[*name]))).collect();
+        let members = |value: &Value| value.as_object().cloned().unwrap_or_default();
+        let rest = members(&about).into_iter().filter(|(name, _)| {
+            !first.contains(&name.as_str()) && !matches!(name.as_str(), "config" | "path_mapping" | "rules")
+        });
+        for (name, value) in members(&about["config"]).into_iter().chain(rest) {
+            lines.push((name.replace('_', " "), cell(&name, &value)));
+        }
+        lines.push(("etag".to_owned(), etag));
+        let lines = lines.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        let table = table(["pattern", "template", "overrides"], rules.iter().map(Rule::cells));
+        format!("{}\n{table}", details(lines))
     })
 }
 
-fn tls(file: &BackendFile) -> &'static str {
-    match (file.config.tls_verify, file.config.ca_cert.is_empty()) {
-        (Some(false), _) => "certificate is NOT checked",
-        (_, true) => "public roots",
-        (_, false) => "own CA",
+/// A setting as people read it.
+fn cell(name: &str, value: &Value) -> String {
+    match (name, value) {
+        ("tls_verify", Value::Bool(false)) => "the certificate is NOT checked".to_owned(),
+        ("ca_cert", Value::String(_)) => "given".to_owned(),
+        (_, Value::String(text)) => text.clone(),
+        (_, Value::Array(values)) => values.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+        (_, Value::Null) => String::new(),
+        (_, value) => value.to_string(),
     }
 }
 
 #[derive(Serialize)]
 struct Backends {
-    backends: Vec<Stored>,
+    backends: Vec<BackendJson>,
 }
 
 async fn show_list(to: &Connection, output: &mut Output<'_>) -> Result<(), Failure> {
-    let backends = list(to).await?.into_iter().map(Stored::of).collect::<Result<_, _>>()?;
+    let backends = list(to).await?.into_iter().map(shown).collect::<Result<_, _>>()?;
     let list = Backends { backends };
     output.show(&list, || {
-        let rows = list.backends.iter().map(|stored| {
+        let rows = list.backends.iter().map(|backend| {
+            let about = serde_json::to_value(backend).unwrap_or_default();
+            let text = |name: &str| cell(name, &about[name]);
+            let config = &about["config"];
+            let place =
+                ["endpoint", "vault_url", "region", "project_id"].map(|name| cell(name, &config[name]));
             [
-                stored.file.name.clone(),
-                stored.id.clone(),
-                stored.file.kind.clone(),
-                if stored.file.enabled == Some(false) { "disabled".into() } else { stored.file.mode.clone() },
-                stored.file.path_mapping.0.len().to_string(),
-                stored.file.config.endpoint.clone(),
+                text("name"),
+                text("id"),
+                text("type"),
+                if about["enabled"] == false { "disabled".into() } else { text("mode") },
+                about["rules"].as_array().map_or(0, Vec::len).to_string(),
+                place.into_iter().find(|place| !place.is_empty()).unwrap_or_default(),
             ]
         });
-        table(["name", "id", "type", "mode", "rules", "endpoint"], rows)
+        table(["name", "id", "type", "mode", "rules", "store"], rows)
     })
 }
 
@@ -506,6 +393,62 @@ struct Status {
     nodes: Vec<Node>,
     #[serde(skip_serializing_if = "Option::is_none")]
     login_expire_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    call_budget: Option<CallBudget>,
+}
+
+#[derive(Serialize)]
+struct CallBudget {
+    quotas: Vec<Quota>,
+    concurrency: u32,
+    max_concurrency: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    throttled_until: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct Quota {
+    quota: String,
+    per_second: f64,
+    burst: f64,
+    remaining: f64,
+}
+
+impl From<scaivault_proto::federation::v1::CallBudget> for CallBudget {
+    fn from(budget: scaivault_proto::federation::v1::CallBudget) -> Self {
+        let quotas = budget.quotas.into_iter().map(|left| Quota {
+            quota: left.quota,
+            per_second: left.per_second,
+            burst: left.burst,
+            remaining: left.remaining,
+        });
+        CallBudget {
+            quotas: quotas.collect(),
+            concurrency: budget.concurrency,
+            max_concurrency: budget.max_concurrency,
+            throttled_until: wire::time(budget.throttled_until),
+            reason: budget.reason,
+        }
+    }
+}
+
+impl CallBudget {
+    fn calls(&self) -> String {
+        match self.reason.as_str() {
+            "" => format!("{} at once", self.concurrency),
+            reason => format!("{} of {}: {reason}", self.concurrency, self.max_concurrency),
+        }
+    }
+
+    fn quotas(&self) -> String {
+        let left = |quota: &Quota| {
+            let Quota { quota, per_second, remaining, .. } = quota;
+            format!("{quota} {per_second:.0}/s, {remaining:.0} now")
+        };
+        self.quotas.iter().map(left).collect::<Vec<_>>().join("; ")
+    }
 }
 
 #[derive(Serialize)]
@@ -569,6 +512,7 @@ impl From<GetBackendStatusResponse> for Status {
             generation: answer.generation,
             nodes: answer.nodes.into_iter().map(node).collect(),
             login_expire_time: wire::time(answer.login_expire_time),
+            call_budget: answer.call_budget.map(CallBudget::from),
         }
     }
 }
@@ -595,6 +539,8 @@ impl Status {
             ("probed", connection.probe_time.clone().unwrap_or_default()),
             ("breaker", connection.breaker.clone()),
             ("failed probes", if failures > 0 { failures.to_string() } else { String::new() }),
+            ("calls", self.call_budget.as_ref().map(CallBudget::calls).unwrap_or_default()),
+            ("call budget", self.call_budget.as_ref().map(CallBudget::quotas).unwrap_or_default()),
             ("login ends", self.login_expire_time.clone().unwrap_or_default()),
             ("generation", self.generation.to_string()),
         ]);

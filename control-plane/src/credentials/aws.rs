@@ -33,9 +33,6 @@ const NODES_SESSION: Duration = Duration::from_secs(3600);
 ///
 /// Source: "Roles terms and concepts", role chaining, in the AWS IAM User Guide.
 const LONGEST_CHAINED: Duration = Duration::from_secs(3600);
-/// How soon our own keys are asked for again where they do not say when they end: they may have been changed, or the
-/// grant taken away.
-const OWN_KEYS: Duration = Duration::from_secs(3600);
 
 /// Keys that sign requests.
 #[derive(Clone, Debug)]
@@ -44,8 +41,6 @@ pub(crate) struct Keys {
     pub(crate) secret_access_key: SecretString,
     /// Of a session; `None` with an IAM user's own keys.
     pub(crate) session_token: Option<SecretString>,
-    /// When they end, if that is known.
-    pub(crate) expires: Option<Timestamp>,
 }
 
 impl Keys {
@@ -79,7 +74,7 @@ impl Keys {
         if let Some(token) = &fields.session_token {
             graphic("session_token", token.expose_secret())?;
         }
-        Ok(Keys { access_key_id, secret_access_key, session_token: fields.session_token, expires: None })
+        Ok(Keys { access_key_id, secret_access_key, session_token: fields.session_token })
     }
 
     /// As the SDK takes them.
@@ -116,6 +111,11 @@ pub(crate) async fn log_in(
     let sts = Sts::new(target, login, &keys, whose, asking)?;
     if let Some(role) = &login.role {
         return sts.assume(role, &session_name(asking), &keys).await;
+    }
+    if matches!(whose, Whose::Ours) {
+        // The configuration says so first. They are for STS alone: no store and no node sees what is ours.
+        let detail = "is required where ScaiVault's own identity is used";
+        return Err(Error::field(Reason::BackendLoginFailed, "/config/role_arn", detail));
     }
     match asking.holder {
         Holder::Nodes if !keys.is_temporary() => match sts.session().await {
@@ -254,17 +254,13 @@ impl Sts {
         {
             return Err(error);
         }
-        let ttl = match self.whose {
-            Whose::Stored => None,
-            Whose::Ours => Some(keys.expires.map_or(OWN_KEYS, |end| end.since(self.now))),
-        };
         Ok(Issued {
             material: Material::AwsKeys {
                 access_key_id: keys.access_key_id,
                 secret_access_key: keys.secret_access_key,
                 session_token: keys.session_token,
             },
-            ttl,
+            ttl: None,
             renewal: Renewal::Again,
             revocation: Revocation::Leave,
         })
@@ -398,7 +394,6 @@ pub(super) mod tests {
             access_key_id: "AKIAEXAMPLE".into(),
             secret_access_key: "secret".into(),
             session_token: session_token.map(Into::into),
-            expires: None,
         }
     }
 

@@ -21,12 +21,10 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use aws_smithy_types::DateTime;
 use aws_smithy_types::error::display::DisplayErrorContext;
 use scaivault_backends::aws_http_client;
 use scaivault_backends::egress::{Egress, Policy};
 use scaivault_domain::backend::{Endpoint, Tls};
-use scaivault_domain::time::Timestamp;
 use scaivault_domain::{Error, Reason};
 use tokio::sync::OnceCell;
 
@@ -63,10 +61,6 @@ impl AwsIdentity {
             access_key_id: credentials.access_key_id().to_owned(),
             secret_access_key: credentials.secret_access_key().into(),
             session_token: credentials.session_token().map(Into::into),
-            expires: credentials
-                .expiry()
-                .and_then(|end| DateTime::from(end).to_millis().ok())
-                .map(Timestamp::from_millis),
         })
     }
 }

@@ -134,6 +134,11 @@ fn scaivault_lines(scaivault: &str) -> Vec<Line> {
         line("List the backends", format!("{scaivault} backend list"), "hashicorp-copy"),
         line("Look at the backend", format!("{scaivault} backend status $BACKEND"), "healthy"),
         line(
+            "Try its address, login, listing and reading; no value is read",
+            format!("{scaivault} backend test $BACKEND"),
+            "the credential may read",
+        ),
+        line(
             "See what the sync copied, and what it left out and why",
             format!("{scaivault} backend sync-report $COPY $RUN"),
             "with space  charset",

@@ -1,7 +1,7 @@
 //! The demo shows what it promises, and leaves nothing behind.
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::{env, fs};
 
@@ -18,23 +18,35 @@ fn demo(temporary: &TempDir) -> Command {
     demo
 }
 
-/// Fails if a process works in this folder or has it in its command line or environment, or anything lies in it.
-fn ensure_nothing_left(temporary: &TempDir) -> Result<()> {
+/// Fails if a process works in this folder or has it in its command line or environment, or anything lies in it. What was
+/// killed as the last thing that the demo did may take a moment to be gone.
+async fn ensure_nothing_left(temporary: &TempDir) -> Result<()> {
     let folder = temporary.path().to_str().context("a path of UTF-8")?;
+    let gone = wait::until("nothing of the demo runs any more", async || {
+        Ok(of_folder(folder)?.is_empty().then_some(()))
+    });
+    gone.await.with_context(|| format!("{:?}", of_folder(folder)))?;
+    let files: Vec<_> = fs::read_dir(temporary.path())?.collect();
+    ensure!(files.is_empty(), "{files:?} are still there");
+    Ok(())
+}
+
+/// The processes that have to do with a folder.
+fn of_folder(folder: &str) -> Result<Vec<PathBuf>> {
     let mentions = |file: &Path| {
         fs::read(file).is_ok_and(|text| text.windows(folder.len()).any(|window| window == folder.as_bytes()))
     };
+    let mut found = Vec::new();
     for process in fs::read_dir("/proc")? {
         let process = process?.path();
         // Of a folder that is gone the path stays, with a remark behind it.
         let works_there = fs::read_link(process.join("cwd"))
             .is_ok_and(|works| works.to_str().is_some_and(|works| works.starts_with(folder)));
-        let left = works_there || ["cmdline", "environ"].iter().any(|file| mentions(&process.join(file)));
-        ensure!(!left, "{} is still there", process.display());
+        if works_there || ["cmdline", "environ"].iter().any(|file| mentions(&process.join(file))) {
+            found.push(process);
+        }
     }
-    let files: Vec<_> = fs::read_dir(temporary.path())?.collect();
-    ensure!(files.is_empty(), "{files:?} are still there");
-    Ok(())
+    Ok(found)
 }
 
 #[tokio::test]
@@ -76,7 +88,7 @@ async fn the_demo_runs_every_line_that_it_prints() -> Result<()> {
     for secret in ["PRIVATE KEY", "AKIA"] {
         assert!(!printed.contains(secret), "a credential is printed\n{printed}");
     }
-    ensure_nothing_left(&temporary)
+    ensure_nothing_left(&temporary).await
 }
 
 #[tokio::test]
@@ -109,7 +121,7 @@ async fn a_store_whose_server_cannot_be_installed_is_left_out_and_the_demo_says_
     for absent in ["external/aws", "external/gcp"] {
         assert!(!printed.contains(absent), "{absent}\n{printed}");
     }
-    ensure_nothing_left(&temporary)
+    ensure_nothing_left(&temporary).await
 }
 
 #[tokio::test]
@@ -125,7 +137,7 @@ async fn ctrl_c_ends_the_demo_and_everything_that_it_started() -> Result<()> {
         Command::new("kill").args([signal, &id]).status().await?;
         let ended = wait::until("the demo has ended", async || Ok(demo.try_wait()?)).await?;
         assert!(ended.success(), "{signal}: {ended}");
-        ensure_nothing_left(&temporary)?;
+        ensure_nothing_left(&temporary).await?;
     }
     Ok(())
 }
@@ -144,7 +156,7 @@ async fn a_demo_that_is_stopped_while_it_starts_leaves_nothing() -> Result<()> {
         Command::new("kill").args(["-INT", &id]).status().await?;
         let ended = wait::until("the demo has ended", async || Ok(demo.try_wait()?)).await?;
         assert!(ended.success(), "{folders}: {ended}");
-        ensure_nothing_left(&temporary)?;
+        ensure_nothing_left(&temporary).await?;
     }
     Ok(())
 }

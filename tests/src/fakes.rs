@@ -11,6 +11,5 @@ pub mod clock;
 pub mod gcp;
 pub mod keys;
 pub mod kubernetes;
-mod listen;
 pub mod serving;
 pub mod vault_logins;

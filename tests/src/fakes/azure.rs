@@ -41,7 +41,7 @@ pub use self::vault::Draft;
 use self::entra::Directory;
 use self::reply::{Asked, Reply};
 use self::vault::Vault;
-use super::listen::{self, Listening};
+use super::serving::{Bound, Serving};
 use crate::authority::Authority;
 
 /// Every right.
@@ -103,7 +103,7 @@ pub struct AzureFake {
     url: String,
     tenant: String,
     azure: Arc<Azure>,
-    _listening: Listening,
+    _serving: Serving,
 }
 
 impl fmt::Debug for AzureFake {
@@ -118,7 +118,7 @@ impl AzureFake {
     /// # Errors
     /// If it cannot listen.
     pub async fn start() -> Result<AzureFake> {
-        AzureFake::serve(None).await
+        Ok(AzureFake::serve(Bound::plain().await?))
     }
 
     /// Starts one with a certificate of this authority.
@@ -126,14 +126,12 @@ impl AzureFake {
     /// # Errors
     /// If it cannot listen.
     pub async fn start_tls(authority: &Authority) -> Result<AzureFake> {
-        AzureFake::serve(Some(authority)).await
+        Ok(AzureFake::serve(Bound::tls(authority).await?))
     }
 
-    async fn serve(authority: Option<&Authority>) -> Result<AzureFake> {
-        let certificate = authority.map(Authority::issue).transpose()?;
-        let (listener, addr) = listen::bind().await?;
-        let scheme = if certificate.is_some() { "https" } else { "http" };
-        let (url, tenant) = (format!("{scheme}://{addr}"), entra::guid());
+    fn serve(bound: Bound) -> AzureFake {
+        let (url, tenant) = (bound.url(), entra::guid());
+        let scheme = if url.starts_with("https") { "https" } else { "http" };
         let azure = Arc::new(Azure {
             scheme,
             authority: url.clone(),
@@ -144,8 +142,7 @@ impl AzureFake {
             .fallback(answer)
             .layer(DefaultBodyLimit::max(1024 * 1024))
             .with_state(azure.clone());
-        let listening = listen::serve(listener, router, certificate.as_ref())?;
-        Ok(AzureFake { url, tenant, azure, _listening: listening })
+        AzureFake { url, tenant, azure, _serving: bound.serve(router) }
     }
 
     /// The address of the vault, of the authority and of the metadata service, e.g. `http://127.0.0.1:4711`.

@@ -61,11 +61,13 @@ async fn start(run: Run) -> Result<()> {
 
 async fn start_here(run: Run) -> Result<()> {
     scaivault_telemetry::init(TelemetryConfig { format: Format::Pretty, filter: Some("error".into()) })?;
+    // Before anything is started that would be left behind.
+    let told_to_stop = told_to_stop()?;
     let mut stage = Stage::default();
     let mut transcript = Transcript::stdout();
     let shown = tokio::select! {
         shown = show(run, &mut stage, &mut transcript) => shown,
-        told = told_to_stop() => match run {
+        told = told_to_stop => match run {
             Run::Once => Err(anyhow!("interrupted")),
             Run::Stay => told,
         },
@@ -93,14 +95,16 @@ async fn show(run: Run, stage: &mut Stage, transcript: &mut Transcript) -> Resul
 }
 
 /// Ctrl-C, `kill`, or the end of the terminal.
-async fn told_to_stop() -> Result<()> {
+fn told_to_stop() -> Result<impl Future<Output = Result<()>>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+        Ok(())
+    })
 }
